@@ -106,7 +106,7 @@ def emit(
         )
     context = methods.extended_context(resolved, geometry)
     notes += _not_honoured(resolved, geometry, program)
-    values = rope_parameters(resolved, geometry)
+    values = rope_parameters(resolved, geometry, source.arch)
     if reading.gain_factor and resolved.method == "yarn":
         values = _with_gain_factor(values, resolved, geometry, reading.gain_factor)
     text = _WRITERS[program](shown(model), values, context)

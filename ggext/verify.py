@@ -106,13 +106,9 @@ def verify(
         run = _without_rope(gguf, reference, [*notes, nothing], progress)
         run.logits(reference, tokens, tolerance)
         return run.report()
-    run = _Run(
-        gguf,
-        effective_table(gguf, by_ggext=True),
-        expected_of(gguf, reference),
-        notes,
-        progress,
-    )
+    effective = effective_table(gguf, by_ggext=True)
+    expected = expected_of(gguf, reference)
+    run = _Run(gguf, effective, expected, notes, progress)
     if "table" in chosen:
         progress("table: what the file says")
         run.table()

@@ -318,7 +318,7 @@ def describe(run: Tuning) -> Iterator[str]:
         f"memory: about {plan.memory / 2**30:.1f} GiB on {run.machine.name}, "
         f"{run.machine.processes} {'process' if run.machine.processes == 1 else 'processes'}"
     )
-    yield str(run.texts)
+    yield run.texts
     yield from (f"note: {note}" for note in plan.notes)
 
 

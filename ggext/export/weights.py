@@ -103,7 +103,7 @@ def inverted(
         simple = len(rule.sources) == 1 and not (
             rule.transposed or rule.view or rule.arranged
         )
-        if not simple or rule.written is not None or rule.scales is not None:
+        if not simple or rule.written is not None or rule.scales or rule.below:
             raise GgufError(
                 f"{path}: {name} is made of several tensors, and is not taken apart"
             )

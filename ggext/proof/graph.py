@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError
 from ggext.gguf.reader import GgufFile
+from ggext.llama_cpp_facts.compressed import COMPRESSED
 from ggext.llama_cpp_facts.node_names import layer_of_node
 from ggext.proof.float32 import (
     OTHER_DEVICES,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from ggext.runtime.rope_watcher import RopeNode
 
 _FIRST, _EDGE = 64, 16  # tokens decoded at the start, and at each far place
+#: Cells where a token's place in the cache goes by its position, so that none lies beyond them.
+_MOST_CELLS = 4096
 #: Noise of an angle that is read from float32 rows, in radians.
 _READING = 5e-7
 
@@ -89,6 +92,8 @@ def observe(model: Model, expected: Expected, context: int) -> list[Turn]:
     # LongRoPE's table goes by the cells that a context has
     shortest = expected.table.lengths[0] if expected.table.lengths else 0
     cells = max(CELLS, shortest)
+    if model.architecture in COMPRESSED:
+        cells = context = min(context, _MOST_CELLS)
     with Probe(
         model,
         cells,
@@ -146,15 +151,24 @@ def executed_by_node(turns: list[Turn]) -> list[Executed]:
 
 def _fit(seen: list[Turn]) -> Executed:
     """The slope of the angle over the first positions, made precise at the far ones as long as the
-    number of whole turns until there is certain."""
+    number of whole turns until there is certain.
+
+    Where the first positions are not those of one token after the other (compressed tokens), the
+    turns between them are believed to be the wanted ones: what is wrong by whole turns is an error
+    of the rotation."""
     import numpy as np
 
     first, *far = seen
     expected = first.expected
     places = first.positions.astype(np.float64)[:, None]
-    angles = np.unwrap(np.angle(first.turn), axis=0)
+    believed = np.zeros(first.turn.shape[1])
+    if len(first.positions) < 2 or (np.diff(first.positions) != 1).any():
+        believed = np.asarray(expected.kernel_table.inv_freq)
+    angles = np.angle(first.turn * np.exp(-1j * places * believed))
+    angles = np.unwrap(angles, axis=0)
     angles -= 2 * np.pi * np.round(angles[:1] / (2 * np.pi))
-    inv_freq = np.sum(places * angles, axis=0) / max(1.0, float(np.sum(places**2)))
+    inv_freq = np.sum(places * np.nan_to_num(angles), axis=0)
+    inv_freq = believed + inv_freq / max(1.0, float(np.sum(places**2)))
     unsure = frequency_bound(expected.kernel_table, expected.geometry) + _READING / max(
         1.0, float(places[-1, 0])
     )

@@ -9,6 +9,7 @@ from ggext.gguf.reader import GgufFile
 from ggext.gguf.rope import still_pairs_in_words
 from ggext.proof.report import Expected
 from ggext.rope import methods
+from ggext.rope.capabilities import capability_of
 from ggext.runtime.ggml import RopeCall
 
 #: Who reads these keys in the pinned llama.cpp; for other architectures they change nothing.
@@ -87,7 +88,7 @@ def frequency_reason(gguf: GgufFile, expected: Expected, call: RopeCall) -> str:
     differences = (
         [*_yarn_differences(gguf, expected, call)] if scaling.method == "yarn" else []
     )
-    differences += _plain_differences(expected, call)
+    differences += _plain_differences(gguf.arch, expected, call)
     return "; ".join(differences) or f"the operation runs as {call}"
 
 
@@ -120,7 +121,7 @@ def _yarn_differences(gguf: GgufFile, expected: Expected, call: RopeCall) -> lis
     ]
 
 
-def _plain_differences(expected: Expected, call: RopeCall) -> list[str]:
+def _plain_differences(arch: str, expected: Expected, call: RopeCall) -> list[str]:
     geometry = expected.geometry
     scaling = expected.scaling
     base = geometry.base
@@ -131,7 +132,8 @@ def _plain_differences(expected: Expected, call: RopeCall) -> list[str]:
     result = []
     if not _same(call.freq_base, base):
         result.append(
-            f"base {base:.9g} wanted, {call.freq_base:.9g} executed (rope.freq_base)"
+            f"base {base:.9g} wanted, {call.freq_base:.9g} executed "
+            f"({capability_of(arch).base_key})"
         )
     if not _same(call.freq_scale, scale):
         result.append(

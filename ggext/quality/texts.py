@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _MAX_BYTES = 1 << 30
 _SENTENCE = re.compile(r"[^.!?]+[.!?]+[\"'”’)]*")
 _MOST_PIECES = 1000
-_DOCUMENTS = (".txt", ".text", ".md")
 _LONGEST_SENTENCE = 60  # words; what has no full stop is cut there
 
 
@@ -60,21 +59,20 @@ def digest(path: Path) -> str:
     return hashlib.sha256(read_text(path).encode()).hexdigest()[:16]
 
 
-def documents_in(path: Path) -> tuple[Path, ...]:
-    """The document itself, or those of a folder and its folders (.txt, .text, .md), by name. Raises
-    UsageError for none."""
+def documents_in(
+    path: Path, suffixes: Sequence[str] = (".txt", ".text", ".md")
+) -> tuple[Path, ...]:
+    """The document itself, or those of a folder and its folders with these endings, by name,
+    less empty ones. Raises UsageError for none."""
     if not path.is_dir():
         return (path,)
-    texts = tuple(sorted(one for one in path.rglob("*") if _is_document(one)))
+    inside = (one for one in path.rglob("*") if one.suffix.lower() in suffixes)
+    texts = tuple(sorted(one for one in inside if one.is_file() and one.stat().st_size))
     if not texts:
         raise UsageError(
-            f"{path} holds no document ({', '.join(_DOCUMENTS)}): name another folder"
+            f"{path} holds no document ({', '.join(suffixes)}): name another folder"
         )
     return texts
-
-
-def _is_document(path: Path) -> bool:
-    return path.suffix.lower() in _DOCUMENTS and path.is_file()
 
 
 def read_questions(path: Path) -> tuple[UserQuestion, ...]:

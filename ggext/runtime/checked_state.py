@@ -60,7 +60,7 @@ def check_state(
             found, end = state.leading_sections(
                 data, kind.caches, extended=kind.extended
             )
-            position = read_states(data.data, end).position
+            position = read_states(data, end).position
         else:
             _, found = state.sections(data, extended=kind.extended)
     except ValueError as error:
@@ -76,7 +76,7 @@ def check_state(
 def check_copy(data: NDArray[np.uint8], count: int) -> None:
     """The same for the states alone, after ``count`` tokens."""
     try:
-        position = read_states(data.data, state.HEAD_BYTES).position
+        position = read_states(data, state.HEAD_BYTES).position
     except ValueError as error:
         raise StateError(f"the saved state has a copy of {error}") from None
     if position != count - 1:

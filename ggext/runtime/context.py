@@ -53,7 +53,7 @@ class SessionOptions:
     # Sees every node of the graph (a ggml_backend_sched_eval_callback).
     eval_callback: Any = None
     # What layers with a sliding window keep: "full", every token; "small", the window and a batch;
-    # "auto", what takes less memory.
+    # "auto", what takes less memory, and every token where cells are moved.
     swa: Swa = "auto"
     # Without `n_ctx`, half of the free memory is left to others.
     leaves_memory: bool = False

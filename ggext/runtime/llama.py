@@ -238,9 +238,11 @@ def check_gguf(path: Path) -> GgufFile:
     Raises GgufError.
     """
     from ggext.gguf.open import read_gguf
-    from ggext.gguf.shards import whole_header
-    from ggext.runtime.precheck import refuse_what_aborts
+    from ggext.gguf.shards import model_parts, whole_header
+    from ggext.runtime.precheck import refuse_unknown_experts, refuse_what_aborts
 
     header = read_gguf(path)
     refuse_what_aborts(whole_header(header))
+    for part in model_parts(header):
+        refuse_unknown_experts(part, header.arch_keys().get("expert_count", 0))
     return header

@@ -151,7 +151,7 @@ def put_back(prefix: Prefix, cache: Cache, memory: Memory) -> None:
         gone = prefix.gone.copy()
         layout = memory.layout(len(prefix.tokens), gone, prefix.account)
         memory.put_back([*prefix.tokens], np.asarray(prefix.cells), layout.places)
-        cache.checkpoints.kept = (*prefix.windows, *cache.checkpoints.kept)
+        cache.checkpoints.prepend(prefix.windows)
         memory.gone = gone
         memory.resume(prefix.account, map(memoryview, prefix.blocks))
         there = cache.has_logits or memory.reread_last()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 from ggext.llama_cpp_facts.limits import MAX_LAYERS
 
@@ -27,8 +28,9 @@ class States:
     states: tuple[int, ...]
 
 
-def read_states(data: memoryview, at: int) -> States:
+def read_states(data: Any, at: int) -> States:
     """The states that fill the bytes from ``at`` to the end. Raises ValueError for any others."""
+    data = memoryview(data)
     count, at = _numbers(data, "I", at)
     if count[0] > 1:
         raise ValueError(f"{count[0]} states for one sequence")

@@ -3,7 +3,8 @@
 The file: 8 bytes of magic, u32 CRC-32 of all that follows, u32 length of a JSON object, the object
 (``key``; the counts ``tokens``, ``logits`` and ``state``; a digest of the RoPE table; ``gone``,
 what has left the context; ``account``, what the policy tells of itself), then int32 tokens, float32
-logits after the last of them, the bytes of ``llama_state_seq_get_data``, and the policy's blocks
+logits after the last of them, the bytes of ``llama_state_seq_get_data`` (of recurrent layers the
+state before the last token), copies of such states at earlier places, and the policy's blocks
 outside the cache, all of one size. Little-endian. It is written next to its place and renamed when
 whole.
 
@@ -37,6 +38,7 @@ from ggext.runtime.closing import Closing
 from ggext.runtime.memory.base import Layout
 from ggext.runtime.memory.gone import Gone
 from ggext.runtime.reuse import TOLERANCE, apart
+from ggext.runtime.state_copies import copies_of, described, read_copies
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,7 +114,14 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
     logits = session.last_logits().astype("<f4")
     gone, account = session.memory.gone, session.memory.account()
     layout = session.memory.layout(len(tokens), gone, account)
-    check_state(cells, _stored(layout, session), kind_of(session.model))
+    try:
+        check_state(cells, _stored(layout, session), kind_of(session.model))
+    except StateError as error:
+        raise StateError(
+            f"llama.cpp writes the cache of {session.model.architecture} in a form that ggext "
+            f"does not know ({error}): of a chat only the text is kept"
+        ) from None
+    copies = copies_of(session.cache, cells.nbytes)
     counts = {"tokens": len(tokens), "logits": len(logits), "state": len(cells)}
     table = table_digest(session.model.header, session.cache.regime)
     aligned = {
@@ -126,6 +135,7 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
         "gone": _gone_as_json(session),
         "account": account,
         "aligned": aligned,
+        "copies": described(copies),
     }
     document = json.dumps(facts | counts).encode("ascii")
     parts: list[Any] = [
@@ -134,6 +144,7 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
         tokens,
         logits,
         cells,
+        *(copy.data for copy in copies),
     ]
     crc = size = 0
     for part in chain(
@@ -185,11 +196,15 @@ def _restored(file: _StateFile, session: Session, key: Mapping[str, str]) -> int
     account = document.get("account")
     try:
         layout = session.memory.layout(n_tokens, gone, account)
-        blocks = _parts(file, state_at + n_state, layout.blocks)
+        end = state_at + n_state
+        copies = read_copies(document.get("copies"), n_tokens, file.read, end)
+        end += sum(copy.data.nbytes for copy in copies)
+        blocks = _parts(file, end, layout.blocks)
         check_state(cells, _stored(layout, session), kind_of(session.model))
         session.restore(tokens, cells, layout.places, gone)
         session.memory.resume(account, blocks)
         _check_logits(session, logits)
+        session.cache.checkpoints.prepend(copies)
         session.cache.aligned = _aligned(document.get("aligned"), session, n_tokens)
     except ModelError as error:
         raise StateError(str(error)) from error

@@ -73,7 +73,7 @@ def bake(
     """The tuned GGUF file, with a table that is proved, and the rest of what can be."""
     scaling = plan.rope.scaling
     name = f"{model_name(plan.folder)}-{scaling.method}{scaling.factor:g}-tuned.gguf"
-    path = folder.file(name)
+    path = folder.path / name
     with private_folder_beside(path) as beside:
         unscaled = _with_config(folder.checkpoint, plan.folder, beside)
         _convert(unscaled, path, plan.rope.scaling, kind)
@@ -160,7 +160,7 @@ def evaluate(
             plan.folder, beside / "pretrained.gguf", RopeScaling(), kind
         )
         files = [untuned, gguf, pretrained]
-        with Evaluation(files, asked, folder.file("evaluation.jsonl")) as evaluation:
+        with Evaluation(files, asked, folder.path / "evaluation.jsonl") as evaluation:
             evaluation.run(_once_an_item(progress))
             report = evaluation.report()
             before, tuned, unscaled = evaluation.plan.settings

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 
 from ggext.errors import MissingExtraError
 
@@ -82,17 +84,20 @@ def return_freed_memory() -> None:
 
 
 def peak_memory(machine: Machine) -> int | None:
-    """The most bytes that this process had, on its device; None: the system does not say."""
+    """The most bytes that this process had, on its device; None: the system does not say.
+
+    Not from getrusage: there a process begins with the peak of the one that started it.
+    """
     import torch
 
     if machine.gpu:
         return int(torch.cuda.max_memory_reserved())
     try:
-        from resource import RUSAGE_SELF, getrusage
-    except ImportError:  # Windows
+        status = Path("/proc/self/status").read_text()
+    except OSError:
         return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return getrusage(RUSAGE_SELF).ru_maxrss * unit
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return None if found is None else int(found[1]) << 10
 
 
 def leave_group() -> None:

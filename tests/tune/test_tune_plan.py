@@ -150,10 +150,10 @@ def test_all_weights_take_more_memory_than_an_adapter(options: Make) -> None:
 
 
 _MEASURED = """
-from resource import RUSAGE_SELF, getrusage
 from pathlib import Path
 import torch
 from ggext.rope.scaling import RopeScaling
+from ggext.tune.machine import peak_memory
 from ggext.tune.options import TuneOptions
 from ggext.tune.plan import PROGRAMS
 from ggext.tune.run import Tuning
@@ -161,15 +161,14 @@ import ggext.tune.train
 torch.set_num_threads(1)
 run = Tuning({options})
 run.begin()
-before = getrusage(RUSAGE_SELF).ru_maxrss
+before = peak_memory(run.machine)
 run.train(lambda _: None, lambda *_: None)
-used = (getrusage(RUSAGE_SELF).ru_maxrss - before) << 10
-print(run.plan.memory - PROGRAMS, used)
+print(run.plan.memory - PROGRAMS, peak_memory(run.machine) - before)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss, and glibc")
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @pytest.mark.parametrize("lora", [8, None])
 def test_the_memory_that_is_planned_is_used(
     options: Make, tmp_path: Path, lora: int | None
@@ -223,8 +222,8 @@ def test_long_rows_need_long_documents(options: Make, tmp_path: Path) -> None:
 
 
 def test_fewer_tokens_than_the_run_reads_are_told(options: Make) -> None:
-    assert "times: more text is better" in str(Tuning(options(steps=100)).texts)
-    assert "times" not in str(Tuning(options(steps=1)).texts)
+    assert "times: more text is better" in Tuning(options(steps=100)).texts
+    assert "times" not in Tuning(options(steps=1)).texts
 
 
 @pytest.mark.parametrize(

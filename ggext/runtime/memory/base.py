@@ -226,8 +226,8 @@ def require_movable(cache: Cache, policy: str) -> None:
     where = f"{cache.model.path}: when_full={policy!r} moves cached keys"
     if cache.model.is_recurrent:
         raise ModelError(
-            f"{where}, and the recurrent layers of {cache.model.architecture} keep one state of "
-            f"the whole text, of which no part can be taken out; {remedy}"
+            f"{where}, and layers of {cache.model.architecture} keep one state of the whole text, "
+            f"of which no part can be taken out; {remedy}"
         )
     try:
         error = cache.rotation_error()

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kept_chats import KEY, repair
+from kept_chats import KEY, SAID, repair
 from tiny_gguf import write_random
 
+from ggext.chat.session import Keeper, named
 from ggext.runtime import store
 from ggext.runtime.checked_state import StateError, check_state, kind_of
 from ggext.runtime.engine import Model, Sampling, Session, SessionOptions
 from ggext.runtime.prefixes import Prefixes
+from ggext.runtime.state_copies import read_copies
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
@@ -138,6 +140,75 @@ def test_a_text_comes_back_from_host_memory_bit_for_bit(
     assert np.array_equal(session.last_logits(), other.last_logits())
 
 
+def test_a_restored_text_is_cut_back_where_its_last_prompt_ended(
+    opened: Opened, tmp_path: Path
+) -> None:
+    """As a template does that leaves the reasoning of earlier answers out."""
+    first, second = opened(), opened()
+    first.evaluate(IDS[:60])
+    first.evaluate(IDS[:100])
+    [*first.generate(Sampling(temperature=0), 30)]
+    store.save(tmp_path / "kv.bin", first, KEY)
+    store.restore(tmp_path / "kv.bin", second, KEY)
+    text = [*IDS[:100], *IDS[5:25]]
+    assert second.evaluate(text).reused == first.evaluate(text).reused == 100
+    assert np.array_equal(first.last_logits(), second.last_logits())
+
+
+def test_a_kept_chat_is_restored(opened: Opened) -> None:
+    folder = named("states")
+    with Keeper(folder, "m.gguf", opened()) as keeper:
+        assert keeper.session is not None
+        keeper.session.evaluate(IDS[:200])
+        keeper.record(SAID)
+        keeper.save_state()
+    with Keeper(folder, "m.gguf", opened()) as keeper:
+        assert keeper.session is not None
+        assert keeper.restore()[1].startswith("200 tokens of KV cache restored in ")
+        assert keeper.session.evaluate(IDS[:203]).evaluated == 3
+
+
+@pytest.mark.parametrize(
+    "copies",
+    [
+        0,
+        "x",
+        [5],
+        [[5]],
+        [[5, 9, 0.5]],
+        [[5, 40, 0], [5, 40, 0]],
+        [[40, 40, 0]],
+        [[5, 1 << 62, 0]],
+        [[5, 7, 0]],
+        [[0, 40, 0]],
+        [[1, 40, 0]] * 9,
+    ],
+)
+def test_a_stranger_s_copies_are_refused(copies: object) -> None:
+    with pytest.raises(StateError, match="the saved state"):
+        read_copies(copies, 40, lambda _, length: bytearray(min(length, 99)), 0)
+
+
+def test_a_copy_of_another_place_is_refused(opened: Opened, tmp_path: Path) -> None:
+    session, other, path = opened(), opened(), tmp_path / "kv.bin"
+    session.evaluate(IDS[:60])
+    session.evaluate(IDS[:100])
+    store.save(path, session, KEY)
+    whole = path.read_bytes()
+    length = struct.unpack_from("<I", whole, 12)[0]
+    document = json.loads(whole[16 : 16 + length])
+    place = document["copies"][-1][0]
+    document["copies"][-1][0] = place - 1
+    head = json.dumps(document).encode()
+    assert len(head) == length
+    data = bytearray(whole[:16] + head + whole[16 + length :])
+    repair(data)
+    path.write_bytes(data)
+    with pytest.raises(StateError, match=f"after position {place - 1}, not"):
+        store.restore(path, other, KEY)
+    assert other.used == 0
+
+
 def test_a_damaged_state_is_refused(
     model: Model, opened: Opened, tmp_path: Path
 ) -> None:
@@ -174,7 +245,8 @@ def test_a_damaged_state_is_refused(
 def _states(whole: bytes) -> list[int]:
     """Where in a file the states' head begins: 6 numbers, 4 bytes each."""
     document = json.loads(whole[16 : 16 + struct.unpack_from("<I", whole, 12)[0]])
-    start = len(whole) - sum(document.get("copies", [])) - document["state"]
+    copies = sum(size for _, size, _ in document["copies"])
+    start = len(whole) - copies - document["state"]
     head = struct.pack("<IiI", 1, 8, 0)
     at = whole.index(head, start)
     assert struct.unpack_from("<I", whole, at + 12) == (0,)

@@ -118,6 +118,10 @@ def test_what_llama_cpp_s_own_shift_does(
         theirs = after_a_drop(other, by_llama_cpp=True)
         upright = cache.rotation().upright(cache.take(100, 137))
         turned = other.rotation().upright(other.take(100, 137))
+        if model.n_swa:
+            # The last token was written over the first cell of the sliding layers.
+            with pytest.raises(ModelError, match=r"different cells \(64, 63\)"):
+                other.take(0, 137)
     assert alike(ours, theirs) is right
     apart = [
         np.abs(a - b).max() > 1e-3 * np.abs(b).max()
