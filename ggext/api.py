@@ -323,15 +323,12 @@ class Reply(Closing):
 
     @property
     def dropped(self) -> int:
-        """Oldest tokens that left the context for this answer, by a policy such as "stream"; known
-        at its end."""
+        """Tokens that left the context for this answer (when_full="stream"...), at its end."""
         return self._answering.dropped
 
     @property
     def forgotten(self) -> int:
-        """Tokens that had left the context, by "landmark" or "compress", and that no question can
-        bring back any more: `MemoryOptions.evicted_memory` had no room for them. Known at the
-        answer's end."""
+        """Tokens that no question brings back any more (`MemoryOptions.evicted_memory`)."""
         return self._answering.forgotten
 
     @property

@@ -65,9 +65,8 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a turn went; counts in tokens."""
+    """How a turn went; counts in tokens. ``finish`` "stop": by a stop string."""
 
-    # "stop": by a stop string.
     finish: Finish
     prefill: Prefill
     generated: int
@@ -79,10 +78,10 @@ class Outcome:
     left: tuple[Turn, ...] = ()
     # Tokens that left it, where the engine drops tokens and not turns.
     dropped: int = 0
-    # whether all that was kept of the answer is reasoning
-    only_reasoned: bool = False
     # Tokens that had left it, and that no question can bring back any more.
     forgotten: int = 0
+    # whether all that was kept of the answer is reasoning
+    only_reasoned: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,13 +138,12 @@ class Conversation:
         self.outcome: Outcome | None = None
         self.turns: list[Turn] = []
         self.dropped_turns = 0
-        self._count_dropped(engine)
+        self._reported = (engine.ever_dropped, engine.forgotten)
         self.set_system(self.options.system)
         self._prompt: list[Turn] | None = None
         self._answer: AnswerText | None = None
-        self._cached: list[
-            Turn
-        ] = []  # the turns that the engine's cache was last made for
+        # the turns that the engine's cache was last made for
+        self._cached: list[Turn] = []
 
     @property
     def system(self) -> str | None:
@@ -189,7 +187,7 @@ class Conversation:
     def change_engine(self, engine: Engine) -> None:
         """Continues with another engine, which may hold the same tokens."""
         self.engine = engine
-        self._count_dropped(engine)
+        self._left_since()
         if not self.options.drop_turns:
             self.dropped_turns = 0
 
@@ -197,12 +195,13 @@ class Conversation:
         """The engine's cache was filled for the turns that there are. What had left the context
         by then is no news of the next turn."""
         self._cached = list(self.turns)
-        self._count_dropped(self.engine)
+        self._left_since()
 
-    def _count_dropped(self, engine: Engine) -> None:
-        """What left the context until now is reported."""
-        self._dropped = engine.ever_dropped
-        self._forgotten = engine.forgotten
+    def _left_since(self) -> tuple[int, int]:
+        """Tokens that left the context since this was asked last, and that were forgotten."""
+        dropped, forgotten = self._reported
+        self._reported = (self.engine.ever_dropped, self.engine.forgotten)
+        return self._reported[0] - dropped, self._reported[1] - forgotten
 
     def bring_back(self) -> bool:
         """Whether the turns that left fit into this context with room for an answer; then they are
@@ -268,9 +267,6 @@ class Conversation:
                 list(last.end())  # what a tag or a stop string might have started in
                 self.turns = [*prompt, Turn("assistant", last.text, last.reasoning)]
         left = tuple(behind_system(prompt)[before : self.dropped_turns])
-        dropped = self.engine.ever_dropped - self._dropped
-        forgotten = self.engine.forgotten - self._forgotten
-        self._count_dropped(self.engine)
         self._cached = list(self.turns)
         only_reasoned = kept and bool(answer.reasoning) and not answer.text.strip()
         self.outcome = Outcome(
@@ -280,9 +276,8 @@ class Conversation:
             clock.seconds,
             kept,
             left,
-            dropped,
+            *self._left_since(),
             only_reasoned,
-            forgotten,
         )
 
     def first_prompt(self, question: str) -> list[int]:
