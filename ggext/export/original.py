@@ -146,14 +146,18 @@ def _merged(stated: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
     if any(isinstance(value, Mapping) for value in (*stated.values(), *own.values())):
         kinds = stated if _by_kind(stated) else own
         return {
-            kind: _merged(
-                stated.get(kind, {}) if _by_kind(stated) else stated,
-                own.get(kind, {}) if _by_kind(own) else own,
-            )
-            for kind in kinds
+            kind: _merged(_of_kind(stated, kind), _of_kind(own, kind)) for kind in kinds
         }
     kept = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")
     return {key: stated[key] for key in kept if key in stated} | dict(own)
+
+
+def _of_kind(stated: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """What concerns layers of a kind."""
+    if not _by_kind(stated):
+        return stated
+    concerned: Mapping[str, Any] = stated.get(kind, {})
+    return concerned
 
 
 def _by_kind(values: Mapping[str, Any]) -> bool:

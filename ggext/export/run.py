@@ -78,14 +78,18 @@ def export(
     of_weights, used = inverted(read_by, source.tensors, source.path)
     _check_all_used(source, used)
     tensors: list[Made] = [*of_weights, *scalars(read_by, source.fields, source.path)]
-    given = options.original is not None and has_tokenizer(options.original)
-    write_tokenizer = _tokenizer_writer(source, options.original if given else None)
+    folder_of_tokenizer = options.original
+    if folder_of_tokenizer is not None and not has_tokenizer(folder_of_tokenizer):
+        folder_of_tokenizer = None
+    write_tokenizer = _tokenizer_writer(source, folder_of_tokenizer)
     with private_folder_beside(options.out) as beside:
         folder = beside / options.out.name
         folder.mkdir()
         _write_json(folder / "config.json", values)
         write_tokenizer(folder)
-        compared, not_compared = _compare_tokens(folder, source.path, made=not given)
+        compared, not_compared = _compare_tokens(
+            folder, source.path, made=folder_of_tokenizer is None
+        )
         write(folder / _WEIGHTS, tensors, dtype, progress)
         shutil.move(folder, options.out)
     count = sum(math.prod(item.shape) for item in tensors)
