@@ -122,18 +122,21 @@ def read(records: Path) -> list[dict]:
 def table(length: int, records: Sequence[dict]) -> str:
     base = {r["text"]: r["nll"] for r in records if r["way"] == "the whole text"}
     lines = [
-        f"{len(base)} texts of {length:,} tokens, {FOLLOWING} tokens after each",
+        f"Texts of {length:,} tokens, {FOLLOWING} tokens after each",
         "",
-        "| what stays | right | perplexity after it, × whole | 95 % |",
-        "| --- | --- | --- | --- |",
+        "| what stays | texts | right | perplexity after it, × whole | 95 % |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for name, way in WAYS.items():
         of_way = [r for r in records if r["way"] == name]
+        if not of_way:
+            continue
         answers = [answer for r in of_way for answer in r["right"]]
+        right = f"{sum(answers)} of {len(answers)}" if answers else "not asked"
         loss = mean([r["nll"] - base[r["text"]] for r in of_way])
         wide = f"{math.exp(loss.low):.3f} to {math.exp(loss.high):.3f}"
         lines.append(
-            f"| {name} | {sum(answers)} of {len(answers)} | {math.exp(loss.value):.3f} "
+            f"| {name} | {len(of_way)} | {right} | {math.exp(loss.value):.3f} "
             f"| {wide if way else ''} |"
         )
     return "\n".join(lines)

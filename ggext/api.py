@@ -301,8 +301,7 @@ class Reply(Closing):
         self._answer = answer
         self._looped = False
         self.left = left
-        """Turns of the conversation that the model does not see: they did not fit
-        (``when_full="turns"``)."""
+        """Turns that the model does not see: they did not fit (``when_full="turns"``)."""
 
     @property
     def finish(self) -> Finish | None:
