@@ -162,11 +162,11 @@ class _Trainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Summed over the batch and divided by the weights of the whole step, in all processes,
-        whose gradients are averaged."""
+        """Summed over the batch and divided by the weights of the whole step, in all processes or
+        on all GPUs of one, whose gradients are averaged."""
         del return_outputs
         loss = model(**inputs)["loss"] / num_items_in_batch
-        return loss * self.accelerator.num_processes
+        return loss * max(self.accelerator.num_processes, self.args.n_gpu)
 
     def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> Any:
         """The weights of a step's tokens, where transformers counts those that are learned."""
