@@ -16,6 +16,12 @@ python benchmarks/memory.py ntk [--texts 20]
     dynamic NTK: rotated keys against a new evaluation
 python benchmarks/memory.py endless [--tokens 1000000]
     memory and time of one answer that never ends
+python benchmarks/memory.py million [--lengths 10000 30000 100000 300000 1000000] [--texts 2]
+    landmark over a million tokens: recall, time and memory
+python benchmarks/memory.py policies [MODEL.gguf TEXT] [--texts 0 1 2 3] [--records FILE]
+    all policies in one table; without a model the embedded one, with --length 1500
+python benchmarks/memory.py paraphrases MODEL.gguf TEXT
+    landmark and the whole cache, asked in other words than the text's
 
 quality: texts of 1,500 tokens with 24 facts, one question each, about a fact anywhere in the text;
 the embedded model with YaRN for 2,048 tokens, so that a cache of the whole text is the other end of
@@ -38,6 +44,9 @@ from typing import cast
 
 import numpy as np
 from generate import random_llama
+from million import million, resident
+from paraphrases import paraphrases
+from policies import policies
 
 from ggext.chat.conversation import ChatOptions, Conversation
 from ggext.checkpoint.named import DEMO_MODEL
@@ -56,7 +65,7 @@ from ggext.runtime.likelihood import scores
 from ggext.runtime.memory import WhenFull
 from ggext.runtime.memory.gone import Gone
 from ggext.runtime.regimes import DynamicNtk
-from ggext.runtime.reuse import in_common
+from ggext.runtime.reuse import common_prefix_length
 
 #: Of Student's distribution, for the mean of so many.
 T_95 = {4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}
@@ -185,7 +194,7 @@ def asked(
         first, second = (
             prompts.prompt(sample.body, question) for question in sample.questions[:2]
         )
-        session.evaluate(first[: in_common(first, second)])
+        session.evaluate(first[: common_prefix_length(first, second)])
         tokens, whole = session.tokens, session.snapshot()
         for share in shares:
             session.restore(tokens, whole, [*range(len(tokens))], Gone())
@@ -464,12 +473,6 @@ def endless(tokens: int, cache: int, path: Path | None) -> None:
                     )
 
 
-def resident() -> float:
-    """MiB of this process in memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -510,6 +513,27 @@ def main() -> None:
     one.add_argument("--tokens", type=int, default=1_000_000)
     one.add_argument("--cache", type=int, default=512)
     one.add_argument("--path", type=Path)
+    one = commands.add_parser("million")
+    one.add_argument(
+        "--lengths",
+        nargs="*",
+        type=int,
+        default=[10_000, 30_000, 100_000, 300_000, 1_000_000],
+    )
+    one.add_argument("--texts", type=int, default=2)
+    one.add_argument("--bound", type=int, default=8 << 20)
+    one.add_argument("--ways", nargs="*", default=["memory", "bound", "disk"])
+    one = commands.add_parser("policies")
+    one.add_argument("path", type=Path, nargs="?")
+    one.add_argument("book", type=Path, nargs="?")
+    one.add_argument("--length", type=int, default=2048)
+    one.add_argument("--texts", nargs="*", type=int, default=[0, 1, 2, 3])
+    one.add_argument("--records", type=Path)
+    one = commands.add_parser("paraphrases")
+    one.add_argument("path", type=Path)
+    one.add_argument("book", type=Path)
+    one.add_argument("--length", type=int, default=2048)
+    one.add_argument("--texts", type=int, default=5)
     arguments = vars(parser.parse_args())
     {
         "quality": quality,
@@ -520,6 +544,9 @@ def main() -> None:
         "speed": speed,
         "ntk": ntk,
         "endless": endless,
+        "million": million,
+        "policies": policies,
+        "paraphrases": paraphrases,
     }[arguments.pop("command")](**arguments)
 
 

@@ -61,9 +61,11 @@ class TensorRule:
     # In place of `transposed`, `view` and `rows`: a function of the source's array, whose result
     # has the shape `written`.
     arranged: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None = None
-    # The tensor of the exponents, where the source is one of MXFP4 blocks, shape (…, blocks, 16).
-    # `arranged` is applied to both.
-    scales: str | None = None
+    # The tensors of the exponents, one of each source, where these are MXFP4: bytes of two values
+    # in shape (…, blocks, 16), `arranged` being applied to both; or without that (rows, bytes).
+    scales: tuple[str, ...] = ()
+    # The values are whole numbers from 0 to below this; 0: they are none.
+    below: int = 0
     # Whether it may be absent.
     optional: bool = False
     # Not written, for this reason, which is reported where the tensor is present.

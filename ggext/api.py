@@ -335,6 +335,13 @@ class Reply(Closing):
         return self._answering.dropped
 
     @property
+    def forgotten(self) -> int:
+        """Tokens that had left the context, by "landmark" or "compress", and that no question can
+        bring back any more: `MemoryOptions.evicted_memory` had no room for them. Known at the
+        answer's end."""
+        return self._answering.forgotten
+
+    @property
     def reasoning(self) -> str:
         """The reasoning so far, without its tags."""
         return self._answer.reasoning

@@ -8,7 +8,7 @@ them to what is free.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +133,15 @@ def plan(
     options = options or PlanOptions()
     header = whole_header(read_gguf(metadata_part(path)))
     arch = architecture(header)
+    choices = options.choices
+    if options.keep < 1 and choices.swa == "auto":
+        choices = replace(choices, swa="full")  # compress moves their cells
     free, gpu_layers = _devices(options.gpu_layers, free)
     flash_until = speeds.flash_until(arch) if not gpu_layers else 0
     planner = Planner(
         header,
         arch,
-        options.choices,
+        choices,
         min(gpu_layers, len(arch.layers) + 1),
         flash_until,
     )

@@ -39,6 +39,7 @@ class Request:
     when_full: str
     keep: float
     evicted: str | None
+    evicted_memory: int | None
     dynamic_ntk: str | None
     load: Path | None
     session: str | None

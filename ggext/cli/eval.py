@@ -125,6 +125,14 @@ def _counts(
     help="Texts for each task and length, or for each of the --lengths.",
 )
 @click.option(
+    "--needles",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Questions on each text of multikey, which is read once.",
+)
+@click.option(
     "--documents",
     type=click.IntRange(1),
     metavar="N",

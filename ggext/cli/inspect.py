@@ -70,12 +70,12 @@ def _differences(before: Path, after: Path, as_json: bool) -> str:
 
     size = before.stat().st_size if before.exists() else 0
     with transfer(size, after.name) as progress:
-        found = diff(before, after, progress)
+        differences = diff(before, after, progress)
     if as_json:
-        return json.dumps([asdict(difference) for difference in found], indent=2)
+        return json.dumps([asdict(difference) for difference in differences], indent=2)
     lines = [
         f"{d.kind:6} {d.name}: {d.before or 'absent'} → {d.after or 'absent'}"
-        for d in found
+        for d in differences
     ]
     return "\n".join(lines) or f"{before} and {after} have the same keys and tensors"
 

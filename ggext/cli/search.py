@@ -122,8 +122,8 @@ def search(
                 _paint("writing and verifying")
                 result = running.bake()
         _paint("")
-        said = json.dumps(result.as_dict(), indent=2) if as_json else as_table(result)
-        click.echo(said)
+        text = json.dumps(result.as_dict(), indent=2) if as_json else as_table(result)
+        click.echo(text)
         if result.out is not None and not as_json:
             _say_written(running, result.out)
     if card is not None and not result.interrupted:

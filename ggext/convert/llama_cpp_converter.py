@@ -87,8 +87,8 @@ def _run(script: Path, model: Path, out: Path, outtype: str) -> None:
         check=False,
     )
     if done.returncode or not out.is_file():
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        last = said[-1][:300] if said else "it said nothing"
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        last = lines[-1][:300] if lines else "it said nothing"
         raise CheckpointError(
             f"{model}: {script} failed (exit code {done.returncode}): {last}"
         )

@@ -113,7 +113,7 @@ class Plan:
         fields = {architecture: self.fields[architecture]}
         notes: list[str] = []
         for make in self.source.later:
-            made, said = make()
+            made, of_fields = make()
             fields |= made
-            notes += said
+            notes += of_fields
         return fields | dict(self.fields), tuple(notes)

@@ -23,6 +23,7 @@ from ggext.gguf.shards import all_parts, metadata_part
 from ggext.gguf.split import check_parts, write_parts
 from ggext.gguf.types import F32, Field, prevailing_type
 from ggext.gguf.writer import (
+    LateFields,
     TensorToWrite,
     check_output,
     private_folder_beside,
@@ -162,13 +163,13 @@ def _open(options: ConvertOptions) -> ModelSource:
     check_in_place(
         source.gguf, source.path, [name for name, given in others.items() if given]
     )
-    asked = (
+    changes = (
         options.rope
         or options.target_context
         or options.encoding
         or options.attention_factor
     )
-    if not asked and not source.needs_mending:
+    if not changes and not source.needs_mending:
         raise UsageError(
             f"nothing is asked of {source.path}; name a scaling, for example "
             "rope=RopeScaling('yarn', factor=4)"
@@ -304,8 +305,8 @@ def _write(
         late.extend(notes)
         return trial.begin(fields, plan.tensors)
 
-    room = plan.source.later_bytes
-    write_gguf(out, plan.fields, plan.tensors, progress, complete, room, approve)
+    later = LateFields(complete, plan.source.later_bytes)
+    write_gguf(out, plan.fields, plan.tensors, progress, later, approve)
     return late
 
 

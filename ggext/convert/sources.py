@@ -114,9 +114,9 @@ def _from_checkpoint(folder: Path, gain_replaced: bool) -> ModelSource:
     vocabulary = partial(_vocabulary, folder, family.vocab_size, family.merges_by_rank)
     room = None if family.merges_by_rank else vocabulary_room(folder, family.vocab_size)
     if room is None:
-        made, said = vocabulary()
+        made, of_vocabulary = vocabulary()
         fields |= made
-        notes += said
+        notes += of_vocabulary
     else:
         later += (vocabulary,)
     return ModelSource(

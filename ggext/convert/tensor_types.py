@@ -20,9 +20,18 @@ NATIVE = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": Q8_0}
 FILE_TYPES = {F32: 0, F16: 1, Q8_0: 7, BF16: 32, MXFP4: 38}
 _FLOATS = (F32, F16, BF16)
 _Q8_0_BLOCK = 32
+#: What mixes residual streams, and what is added to scores by which tokens are made one: small, and
+#: float32 in the checkpoints, whatever the rest is.
+_NEVER_QUANTIZED = (
+    ".hc_attn_fn.weight",
+    ".hc_ffn_fn.weight",
+    "output_hc_fn.weight",
+    "_compressor_ape.weight",
+)
 #: llama.cpp computes with these in float32 whatever their dimensions (conversion/base.py of
 #: llama.cpp says the same).
 _KEPT_FLOAT32 = (
+    *_NEVER_QUANTIZED,
     ".bias",
     "_norm.weight",
     "ffn_gate_inp.weight",
@@ -89,7 +98,11 @@ def plan_types(
             )
     if not by_llama_cpp:
         return TypePlan(kinds, notes=tuple(notes))
-    packed = {t.name: t.type for t in tensors if t.type not in _FLOATS}
+    packed = {
+        t.name: kind
+        for t, kind in zip(tensors, kinds, strict=True)
+        if t.type not in _FLOATS or t.name.endswith(_NEVER_QUANTIZED)
+    }
     return TypePlan(kinds, requested.upper(), packed | chosen, tuple(notes))
 
 
@@ -175,10 +188,10 @@ def _requested(tensor: SourceTensor, requested: str, chosen: int | None) -> int:
     return tensor.type if requested == "auto" else NATIVE[requested]
 
 
-def check_made(made: Mapping[str, int], asked: Mapping[str, int]) -> None:
+def check_made(made: Mapping[str, int], exact: Mapping[str, int]) -> None:
     """Raise ``UsageError`` where llama.cpp's quantizer gave a tensor (name → type) another type
     than it was asked."""
-    for name, kind in asked.items():
+    for name, kind in exact.items():
         if made.get(name, kind) != kind:
             raise UsageError(
                 f"tensor_types: llama.cpp made {name} {type_name(made[name])}, not "

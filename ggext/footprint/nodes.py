@@ -27,7 +27,9 @@ class Nodes:
 
     @staticmethod
     def view(source: Tensor, shape: tuple[int, ...], *, whole: bool = False) -> Tensor:
-        return Tensor(shape, (source,), base=source.base or source, whole=whole)
+        view = Tensor(shape, (source,), base=source.base or source)
+        view.whole = whole
+        return view
 
     def norm(self, x: Tensor, name: str) -> Tensor:
         if not self.arch.has(f"{name}.weight"):

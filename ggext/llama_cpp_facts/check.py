@@ -19,6 +19,8 @@ from ggext.llama_cpp_facts.architectures import (
 from ggext.llama_cpp_facts.indexer import choosing_layers
 from ggext.llama_cpp_facts.limits import (
     F32,
+    I32,
+    LOOKUP,
     MATRIX_TYPES,
     NVFP4,
 )
@@ -135,7 +137,10 @@ def _tensors(
                 f"tensor {name!r:.80} has the shape {list(tensor.shape)}, and the keys want "
                 f"{' or '.join(str(list(one)) for one in expected)}"
             )
-        if name.endswith((".ssm_a", ".ssm_d", ".scale")) or any(
+        if LOOKUP in name:
+            if tensor.type != I32:
+                yield f"tensor {name!r:.80} is not of type I32"
+        elif name.endswith((".ssm_a", ".ssm_d", ".scale")) or any(
             part in name for part in _FLOAT32_PARTS
         ):
             if tensor.type != F32:
@@ -172,15 +177,15 @@ def _expected(
     shape = shapes.get(stem, SHAPES.get(stem))
     if shape is None:
         return None
-    found = []
+    accepted = []
     for one in (shape, facts.also.get(stem)):
         expected = of_name.of_shape(one) if one is not None else ()
         if kind == "bias" and len(expected) > 1:
             expected = expected[1:]
         if any(size < 0 for size in expected):
             return None
-        found += [expected] if expected else []
-    return found
+        accepted += [expected] if expected else []
+    return accepted
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -202,6 +207,8 @@ def _mixers(
     )
     if facts.latent != "no":
         attention = (("attn_kv_a_mqa",),)
+    if facts.compressed:
+        attention = (("attn_kv",),)
     if facts.by_layer:  # the loader asks for keys; values may be the keys
         attention = (("attn_qkv",), ("attn_q",))
     recurrent: tuple[tuple[str, ...], ...] = ()

@@ -9,13 +9,20 @@ from typing import Any
 from ggext.llama_cpp_facts.architectures import (
     ArchitectureFacts,
 )
+from ggext.llama_cpp_facts.compressed import ALL, CHOSEN, compress_ratios
 from ggext.llama_cpp_facts.limits import (
     MAX_EXPERTS,
     MAX_LAYERS,
 )
-from ggext.llama_cpp_facts.sliding import SHARED_LAYERS, sliding_layers, window_of
+from ggext.llama_cpp_facts.sliding import (
+    SHARED_LAYERS,
+    WINDOW,
+    sliding_layers,
+    window_of,
+)
 
 MOST = 2**31 - 1
+_STREAMS = 4  # of a residual, as the graph asserts
 
 
 _ROTATED = "rope.dimension_count"
@@ -42,14 +49,14 @@ def sizes_of(
             f"{SHARED_LAYERS} is {keys.get(SHARED_LAYERS)!r:.40} of {layers}"
         )
     sizes_by_keys: dict[tuple[Any, ...], Sizes] = {}
-    found = []
+    of_layers = []
     for layer, slide in enumerate(slides):
         at = _at_layer(facts, keys, layer, layers, slides=slide)
         mark = (slide, *(at.get(key) for key in _LISTED))
         if mark not in sizes_by_keys:
             sizes_by_keys[mark] = Sizes.of(facts, at, vocabulary)
-        found.append(sizes_by_keys[mark])
-    return found[0 if all(slides) else slides.index(False)], found
+        of_layers.append(sizes_by_keys[mark])
+    return of_layers[0 if all(slides) else slides.index(False)], of_layers
 
 
 def _at_layer(
@@ -169,12 +176,41 @@ def _heads(
     result |= {"half_rot": rot // 2, "head_key": key, "head_value": value} | own
     if facts.latent != "no":
         return result | _latent(facts, read, result)
+    if facts.compressed:
+        result |= _compressed(read, result, layers)
     if key != value and not facts.own_values:
         raise ValueError(
             f"attention.key_length is {key} and attention.value_length {value}"
         )
     _check_rotation(rot, key, whole=facts.rotates == "whole")
     return result
+
+
+def _compressed(
+    read: _Numbers, heads: Mapping[str, int], layers: int
+) -> dict[str, int]:
+    """Keys of one head, compressed ones too, and several residual streams (``deepseek4``)."""
+    read.number(WINDOW)
+    trunk = layers - read.number("nextn_predict_layers", 0, least=0)
+    compress_ratios(read.keys, max(trunk, 1))
+    groups = read.number("attention.output_group_count")
+    streams = read.number("hyper_connection.count")
+    if heads["kv"] != 1 or heads["heads"] % groups or streams != _STREAMS:
+        raise ValueError(
+            f"{heads['kv']} heads of keys, {heads['heads']} heads in {groups} groups and "
+            f"{streams} residual streams, and not 1, whole groups and {_STREAMS}"
+        )
+    return _indexer(read, heads["rot"]) | {
+        "query_rank": read.number("attention.q_lora_rank"),
+        "out_groups": groups,
+        "grouped": heads["heads"] // groups,
+        "out_rank": read.number("attention.output_lora_rank"),
+        "streams": streams,
+        "mixed": (2 + streams) * streams,
+        "three": 3,
+        "chosen": CHOSEN,
+        "all_tokens": ALL,
+    }
 
 
 def _mamba2(facts: ArchitectureFacts, read: _Numbers, width: int) -> dict[str, int]:
@@ -307,7 +343,7 @@ def _experts(
         shared = rows * read.number("expert_shared_count", 0, least=0)
     elif facts.shared_rows == "as_expert":
         shared = rows
-    return {"experts": count, "expert_ff": rows, "shared_ff": shared}
+    return {"experts": count, "used": used[0], "expert_ff": rows, "shared_ff": shared}
 
 
 class _Numbers:

@@ -13,9 +13,18 @@ from dataclasses import replace
 from typing import Any
 
 from ggext.errors import RopeError
+from ggext.rope.compressed_config import with_parameters_by_kind
 from ggext.rope.config_parameters import by_kind, chosen_parameters
 from ggext.rope.config_reader import CheckpointRope, RopeReader
-from ggext.rope.families import ALL, FAMILY_RULES, FULL, SLIDING, FamilyRule, text_part
+from ggext.rope.families import (
+    ALL,
+    FAMILY_RULES,
+    FULL,
+    KIND_NAMES,
+    SLIDING,
+    FamilyRule,
+    text_part,
+)
 from ggext.rope.scaling import Layout
 
 #: A base of some layers alone, outside the rope parameters (MiMo 2, DeepSeek 4, Gemma 3).
@@ -111,6 +120,8 @@ def _read_by_kind(
     config: Mapping[str, Any], layout: Layout, source: str
 ) -> dict[str, CheckpointRope]:
     config, rule, model_type = _text_part(config)
+    if model_type in KIND_NAMES:
+        config = with_parameters_by_kind(config, source)
     values = {**rule.defaults, **{k: v for k, v in config.items() if v is not None}}
     outer = values
     if rule.nested_only:

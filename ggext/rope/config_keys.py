@@ -171,12 +171,12 @@ def _meaning(
         ),
         "partial_rotary_factor": config.get("partial_rotary_factor"),
     }
-    said = {key: value for key, value in parameters.items() if value is not None}
+    stated = {key: value for key, value in parameters.items() if value is not None}
     if method is not None:
         read = KEYS_OF_METHOD[method] | outside.keys()
-        said = {key: value for key, value in said.items() if key in read}
+        stated = {key: value for key, value in stated.items() if key in read}
         outside = {key: value for key, value in outside.items() if value is not None}
-    return {**outside, **said, "type": method or name}
+    return {**outside, **stated, "type": method or name}
 
 
 def typed(key: str, value: Any, source: str) -> Any:

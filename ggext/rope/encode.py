@@ -27,7 +27,6 @@ from ggext.rope.keys import (
     ROPE_FREQS,
     ROPE_LONG,
     ROPE_SHORT,
-    SLIDING_BASE,
     SLIDING_ROTATED,
     float32,
 )
@@ -119,6 +118,9 @@ def _candidates(
             if kind == "tensor" and needed != tuple(tensors):
                 tensors = {tensor: next(iter(tensors.values())) for tensor in needed}
             tensors = {n: _padded(v, geometry) for n, v in tensors.items()}
+            keys[capability.base_key] = keys.pop("rope.freq_base")
+            if not capability.reads_gain:
+                keys.pop("rope.scaling.attn_factor", None)
             keys |= _of_architecture(kind, scaling, geometry, requested, arch)
             keys |= {
                 "context_length": requested.context,
@@ -175,7 +177,7 @@ def _of_architecture(
     if kind == "keys" and capability.reads_betas:
         keys |= beta_keys(scaling)
     if geometry.sliding_base is not None and capability.sliding.startswith("own"):
-        keys[SLIDING_BASE] = float(geometry.sliding_base)
+        keys[capability.sliding_base_key] = float(geometry.sliding_base)
     if geometry.sliding_n_rot is not None:
         keys[SLIDING_ROTATED] = geometry.sliding_n_rot
     elif geometry.sliding_base is not None and capability.halves_rotated:
@@ -355,8 +357,10 @@ def _remedy(arch: str) -> str:
             "said: RopeScaling('ntk', factor=F)"
         )
     words = "choose what its keys can say: "
-    if capability.scores == "scaled" and not capability.reads_log_multiplier:
-        # a gain would be on all scores
+    on_all_scores = (
+        capability.scores == "scaled" and not capability.reads_log_multiplier
+    )
+    if on_all_scores or not capability.reads_gain:
         return words + (
             "RopeScaling('ntk', factor=F), or RopeScaling('yarn', factor=F, attention_factor=1)"
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ggext.errors import ModelError, UsageError
 from ggext.footprint import defaults
+from ggext.footprint.cache import Swa
 from ggext.footprint.planner import Choices
 from ggext.runtime import capacity
 from ggext.runtime.context import plan_context
@@ -112,9 +113,9 @@ def _holds_passages(
 ) -> bool:
     """Whether the memory holds what landmark keeps of the text next to the context; yes where
     nothing is known of it."""
-    choices = Choices(
-        options.kv_type, plan.batches.most, options.flash_attention, options.swa
-    )
+    # Landmark moves cells, which layers with a sliding window must keep then.
+    swa: Swa = "full" if options.swa == "auto" else options.swa
+    choices = Choices(options.kv_type, plan.batches.most, options.flash_attention, swa)
     room = capacity.room(model, choices)
     if room is None or room.free is None or options.memory.spill is not None:
         return True

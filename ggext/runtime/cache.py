@@ -59,7 +59,7 @@ class Cache(MovableCells):
         self.regimes = self._plan.regimes[-1:] if settled else self._plan.regimes
         self.regime = self.regimes[0]
         self.handle = self._open(self.regime)
-        super().__init__(self.handle)
+        super().__init__(self.handle, model.n_swa * options.edits_cache)
         recurrent = model.is_recurrent
         window = model.n_swa if self.cells.slides and not recurrent else 0
         forgets = recurrent or (window and not self._plan.whole_windows)
@@ -375,7 +375,7 @@ class Cache(MovableCells):
         self._rotation = None
         self._set_threads(self.threads.now)
         self._memory = self.lib.llama_get_memory(handle)
-        self.cells = Cells(handle)
+        self.cells = Cells(handle, self._window)
         self.checkpoints.clear()
         self.tokens = []
         self.positions = []

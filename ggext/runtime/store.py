@@ -19,7 +19,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +54,6 @@ _CHECKED_FROM = 12
 _MAX_JSON = 1 << 16
 _TABLE = "the RoPE table"
 _FLASH = "the use of flash attention"
-_DIGEST = re.compile("(?:[0-9a-f]{128})?")
 _SAMPLES, _SAMPLE = 64, 4096
 _PART = 1 << 20  # bytes of one read
 
@@ -249,13 +247,7 @@ def _gone_as_json(session: Session) -> dict[str, Any] | None:
     if not gone.count:
         return None
     window = session.memory.options.window
-    return {
-        "window": window,
-        "start": gone.start,
-        "count": gone.count,
-        "digest": gone.digest.hex(),
-        "rest": gone.rest.tolist(),
-    }
+    return {"window": window} | gone.as_json()
 
 
 def _gone_from_json(path: Path, saved: Any, session: Session, n_tokens: int) -> Gone:
@@ -268,22 +260,12 @@ def _gone_from_json(path: Path, saved: Any, session: Session, n_tokens: int) -> 
         {"what stays in a full context": there.get("window")},
         {"what stays in a full context": options.window},
     )
-    start, count = (_count(path, there, name) for name in ("start", "count"))
-    digest, rest = there.get("digest"), there.get("rest")
-    whole = count >= Gone.BLOCK
-    if (
-        start == options.sinks < n_tokens
-        and isinstance(digest, str)
-        and _DIGEST.fullmatch(digest) is not None
-        and bool(digest) is whole
-        and isinstance(rest, list)
-        and len(rest) == count % Gone.BLOCK
-        and all(
-            isinstance(token, int) and 0 <= token < session.model.n_vocab
-            for token in rest
-        )
-    ):
-        return Gone(start, count, bytes.fromhex(digest), rest)
+    try:
+        gone = Gone.of_json(there)
+    except ValueError:
+        gone = Gone()
+    if gone.start == options.sinks < n_tokens:
+        return gone
     raise StateError(
         f"{path} is damaged: what had left the context is not described by it"
     )

@@ -38,6 +38,11 @@ KINDS: dict[str, tuple[str, dict[str, Any], int]] = {
         {"when_full": "compress", "evicted": "kept"},
         400,
     ),
+    "landmark that forgot": (
+        "llama",
+        {"when_full": "landmark", "retrieved": 32, "evicted_memory": 9000},
+        900,
+    ),
     "stream": ("llama", {"when_full": "stream"}, 400),
     "sections": ("qwen2vl", {}, 60),
     "windows": ("gemma3", {}, 60),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,12 @@ def test_a_module_has_one_subject() -> None:
     }
     wrong = [f"{path}: {lines}" for path, lines in long.items() if lines > 400]
     assert not [line for line in wrong if not line.startswith(LONG_TABLES)]
+
+
+def test_a_test_file_is_found_by_its_name() -> None:
+    names = [path.name for path in EVERYTHING if path.is_relative_to(ROOT / "tests")]
+    counts = Counter(name for name in names if name != "conftest.py")
+    assert not [name for name, count in counts.items() if count > 1]
 
 
 def test_a_function_fits_on_a_screen() -> None:

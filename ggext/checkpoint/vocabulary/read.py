@@ -203,12 +203,12 @@ def _read_source(
     data = None if by_rank and root is not None else read_file(path)
     if data is not None and (root is None or is_sentencepiece(data)):
         source = _sentencepiece(data, str(path))
-        said = disagreement(root, source.table) if root is not None else ""
-        if root is not None and said:
+        difference = disagreement(root, source.table) if root is not None else ""
+        if root is not None and difference:
             source = read_tokenizer_json(root, where)
             source.notes.append(
-                f"tokenizer.json and tokenizer.model differ ({said}): tokenizer.json is taken, as "
-                "transformers does"
+                f"tokenizer.json and tokenizer.model differ ({difference}): tokenizer.json is "
+                "taken, as transformers does"
             )
         elif root is not None:
             add_tokens(root, source.table, where)

@@ -275,10 +275,10 @@ def _template(
             )
         before, after = _around(step, where)
     for names, role in ((before, "bos"), (after, "eos")):
-        found = [source.table.find(name) for name in names]
-        if len(found) == 1 and found[0] is not None:
-            ids.setdefault(role, found[0])
-        if names and found != [ids.get(role)]:
+        added_ids = [source.table.find(name) for name in names]
+        if len(added_ids) == 1 and added_ids[0] is not None:
+            ids.setdefault(role, added_ids[0])
+        if names and added_ids != [ids.get(role)]:
             raise CheckpointError(
                 f"{where}: the post_processor adds {quote(' '.join(names))} where llama.cpp can "
                 f"only add the {role}_token; set add_{role}_token in tokenizer_config.json"
@@ -308,23 +308,23 @@ def chat_templates(files: SmallFiles) -> dict[str, str]:
     tokenizer_config.json, and that before a processor's chat_template.json."""
     folder = files.folder
     main = read_text(folder / "chat_template.jinja")
-    found = {} if main is None else {"default": main}
+    templates = {} if main is None else {"default": main}
     for name in ("additional_chat_templates", "chat_templates"):
         for path in sorted((folder / name).glob("*.jinja"))[:100]:
-            found.setdefault(_template_name(path.stem), read_text(path) or "")
-    if not found:
-        found = _config_templates(files)
-    old = None if "default" in found else read_json(folder / "chat_template.json")
+            templates.setdefault(_template_name(path.stem), read_text(path) or "")
+    if not templates:
+        templates = _config_templates(files)
+    old = None if "default" in templates else read_json(folder / "chat_template.json")
     main = (
         get(old, "chat_template", str, str(folder / "chat_template.json"))
         if old
         else None
     )
     if main is not None:
-        found["default"] = main
+        templates["default"] = main
     return {
         name: check_text(text, f"{folder}: the chat template")
-        for name, text in found.items()
+        for name, text in templates.items()
     }
 
 

@@ -136,6 +136,11 @@ class Memory(ABC):
         """Frees what is kept outside the cache."""
         self.gone = Gone()
 
+    @property
+    def forgotten(self) -> int:
+        """Tokens that had left and cannot be brought back any more, also of texts before."""
+        return 0
+
     def account(self) -> dict[str, Any]:
         """For JSON: what `resume` needs to know in addition to the tokens, the cells and the
         blocks."""
@@ -221,12 +226,8 @@ def require_movable(cache: Cache, policy: str) -> None:
     where = f"{cache.model.path}: when_full={policy!r} moves cached keys"
     if cache.model.is_recurrent:
         raise ModelError(
-            f"{where}, and the recurrent layers of {cache.model.architecture} keep one state of "
-            f"the whole text, of which no part can be taken out; {remedy}"
-        )
-    if cache.checkpoints.window:
-        raise ModelError(
-            f"{where}, and layers with a sliding window keep theirs apart; {remedy}"
+            f"{where}, and layers of {cache.model.architecture} keep one state of the whole text, "
+            f"of which no part can be taken out; {remedy}"
         )
     try:
         error = cache.rotation_error()
