@@ -143,22 +143,20 @@ def _with_scaling(
 def _merged(stated: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """What a scaling says, and of what was stated all that is about sections and parts of a head;
     by layer kind where either is."""
-    if any(isinstance(value, Mapping) for value in (*stated.values(), *own.values())):
-        kinds = stated if _by_kind(stated) else own
-        return {
-            kind: _merged(_of_kind(stated, kind), _of_kind(own, kind)) for kind in kinds
-        }
-    kept = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")
-    return {key: stated[key] for key in kept if key in stated} | dict(own)
-
-
-def _of_kind(stated: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
-    """What concerns layers of a kind."""
-    if not _by_kind(stated):
-        return stated
-    concerned: Mapping[str, Any] = stated.get(kind, {})
-    return concerned
+    if not (_by_kind(stated) or _by_kind(own)):
+        kept = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")
+        return {key: stated[key] for key in kept if key in stated} | dict(own)
+    kinds = stated if _by_kind(stated) else own
+    return {
+        kind: _merged(_of_kind(stated, kind), _of_kind(own, kind)) for kind in kinds
+    }
 
 
 def _by_kind(values: Mapping[str, Any]) -> bool:
     return any(isinstance(value, Mapping) for value in values.values())
+
+
+def _of_kind(values: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """What is said of one layer kind; all, where nothing is said by kind."""
+    found: Mapping[str, Any] = values.get(kind, {}) if _by_kind(values) else values
+    return found

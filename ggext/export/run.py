@@ -78,18 +78,13 @@ def export(
     of_weights, used = inverted(read_by, source.tensors, source.path)
     _check_all_used(source, used)
     tensors: list[Made] = [*of_weights, *scalars(read_by, source.fields, source.path)]
-    folder_of_tokenizer = options.original
-    if folder_of_tokenizer is not None and not has_tokenizer(folder_of_tokenizer):
-        folder_of_tokenizer = None
-    write_tokenizer = _tokenizer_writer(source, folder_of_tokenizer)
+    write_tokenizer, made = _tokenizer_writer(source, options.original)
     with private_folder_beside(options.out) as beside:
         folder = beside / options.out.name
         folder.mkdir()
         _write_json(folder / "config.json", values)
         write_tokenizer(folder)
-        compared, not_compared = _compare_tokens(
-            folder, source.path, made=folder_of_tokenizer is None
-        )
+        compared, not_compared = _compare_tokens(folder, source.path, made=made)
         write(folder / _WEIGHTS, tensors, dtype, progress)
         shutil.move(folder, options.out)
     count = sum(math.prod(item.shape) for item in tensors)
@@ -106,11 +101,11 @@ def _config_values(
 
 def _tokenizer_writer(
     source: ModelSource, original: Path | None
-) -> Callable[[Path], None]:
-    """What writes a tokenizer into a folder: the original's, or one that is made. Raises
+) -> tuple[Callable[[Path], None], bool]:
+    """What writes a tokenizer into a folder, and whether it is made: the original's is not. Raises
     ``GgufError`` for a vocabulary that is not known."""
-    if original is not None:
-        return partial(copy_tokenizer, original)
+    if original is not None and has_tokenizer(original):
+        return partial(copy_tokenizer, original), False
     texts = {key: field.value for key, field in source.fields.items()}
     vocabulary = Vocabulary(texts, str(source.path))
     tokenizer = vocabulary.tokenizer()
@@ -119,7 +114,7 @@ def _tokenizer_writer(
         _write_json(folder / "tokenizer.json", tokenizer, indent=None)
         _write_json(folder / "tokenizer_config.json", vocabulary.config())
 
-    return write_made
+    return write_made, True
 
 
 def _lost(source: ModelSource) -> list[str]:

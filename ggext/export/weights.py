@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ggext.checkpoint.safetensors import bfloat16_values
 from ggext.convert.rules import gguf_name
 from ggext.errors import GgufError
-from ggext.gguf.types import BF16, F16, F32, type_name
+from ggext.gguf.types import BF16, F16, F32, I32, type_name
 from ggext.gguf.writer import whole_file
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Type → its name in safetensors, and bytes a number.
 DTYPES = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
+_WHOLE_NUMBERS = "int64"
+_WRITTEN = DTYPES | {_WHOLE_NUMBERS: ("I64", 8)}
 _FLOATS = {F32: "float32", F16: "float16", BF16: "bfloat16"}
 
 
@@ -70,7 +72,8 @@ class Part:
         if rule.transposed:
             numbers = numbers.swapaxes(-1, -2)
         shape = rule.view or numbers.shape
-        rows = numbers.reshape(-1, *(shape[-1:] if len(shape) > 1 else ()))
+        row = shape[-1:] if len(shape) > 1 else ()
+        rows = numbers.reshape(-1, *row)
         if rule.rows is not None:
             rows = rows[rule.rows()]
         if rule.columns is not None:
@@ -161,6 +164,8 @@ def dequantized(
     data = np.fromfile(path, "u1", size, offset=start + number * size)
     if tensor.type == F32:
         return data.view("<f4")
+    if tensor.type == I32:  # whole numbers
+        return data.view("<i4")
     if tensor.type == F16:
         return data.view("<f2").astype(np.float32)
     if tensor.type == BF16:
@@ -183,22 +188,22 @@ def inverted(
     """Every tensor of the family's rules, and the names of those of the file that they are made
     of. Raises ``GgufError`` for one that is missing, or is made in a way that cannot be taken
     back."""
-    by_name = {tensor.name: tensor for tensor in tensors}
+    found = {tensor.name: tensor for tensor in tensors}
     parts: dict[str, list[Part]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     used: set[str] = set()
     for usual in family.tensors():
         name = usual.target or gguf_name(family.arch, usual.sources[0])
         rule = _in_floats(usual)
-        if rule.unless or (rule.optional and name not in by_name):
+        if rule.unless or (rule.optional and name not in found):
             continue
-        _check_there(by_name, name, rule, path)
+        _check_there(found, name, rule, path)
         used.add(name)
         for i, source in enumerate(rule.sources):
             shapes[source] = rule.shape
             known = parts.setdefault(source, [])
             if rule.computed is None or rule.undone is not None:
-                known.append(Part(by_name[name], rule, i))
+                known.append(Part(found[name], rule, i))
     lost = next((source for source, known in parts.items() if not known), None)
     if lost is not None:
         raise GgufError(f"{path}: no tensor of the file has the values of {lost}")
@@ -214,16 +219,16 @@ def _in_floats(rule: TensorRule) -> TensorRule:
 
 
 def _check_there(
-    by_name: Mapping[str, SourceTensor], name: str, rule: TensorRule, path: Path
+    found: Mapping[str, SourceTensor], name: str, rule: TensorRule, path: Path
 ) -> None:
-    if name not in by_name:
+    if name not in found:
         raise GgufError(f"{path}: the tensor {name} is missing")
     size = math.prod(rule.shape) * len(rule.sources)
     if rule.written is not None:
         size = math.prod(rule.written)
-    if math.prod(by_name[name].shape) != size or rule.scales:
+    if math.prod(found[name].shape) != size or rule.scales:
         raise GgufError(
-            f"{path}: {name} has the shape {by_name[name].shape}, and its keys say "
+            f"{path}: {name} has the shape {found[name].shape}, and its keys say "
             f"{(rule.written or rule.shape)[::-1]}"
         )
 
@@ -242,7 +247,7 @@ def write(
 ) -> None:
     """One safetensors file. ``dtype``: of all tensors, but of those that it cannot hold exactly,
     which are float32. ``progress``: bytes written."""
-    sizes = {item.name: DTYPES[_dtype(item, dtype)] for item in tensors}
+    sizes = {item.name: _WRITTEN[_dtype(item, dtype)] for item in tensors}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for item in tensors:
@@ -266,6 +271,8 @@ def write(
 
 def _dtype(item: Made, dtype: str) -> str:
     """What holds the tensor: llama.cpp has norms in float32, whatever the checkpoint had."""
+    if item.type == I32:
+        return _WHOLE_NUMBERS
     if dtype == "float32" or item.type != F32 or len(item.shape) > 1:
         return dtype
     name = DTYPES[dtype][0]
@@ -275,7 +282,9 @@ def _dtype(item: Made, dtype: str) -> str:
 
 
 def encoded(values: np.ndarray[Any, Any], dtype: str) -> bytes:
-    """float32 values in a type of safetensors."""
+    """float32 values, or whole numbers, in a type of safetensors."""
+    if dtype == "I64":
+        return values.astype("<i8").tobytes()
     if dtype == "F32":
         return values.astype("<f4").tobytes()
     if dtype == "F16":
