@@ -20,6 +20,7 @@ from ggext.footprint.cache import (
     whole_windows,
 )
 from ggext.footprint.planner import Choices
+from ggext.llama_cpp_facts.compressed import COMPRESSED
 from ggext.rope.capabilities import LEARNED_POSITIONS
 from ggext.rope.keys import context_parameters
 from ggext.runtime import capacity, llama
@@ -159,6 +160,8 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
     n_batch = min(n_batch, n_ctx)
     flash = _flash_attention(model, options, room, n_ctx)
     whole = whole_windows(options.swa, model.n_swa, n_ctx, n_batch)
+    if model.architecture in COMPRESSED and options.swa == "auto":
+        whole = False  # more cells are of no use: a text cannot be cut back to them
     batches = _batches(
         options, threads, room, Context(n_ctx, n_batch, options.kv_type, flash, whole)
     )
