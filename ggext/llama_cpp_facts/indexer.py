@@ -11,6 +11,9 @@ TYPES = "attention.indexer.types"
 FROM_CONTEXT = 1 << 20
 
 
+#: The architectures whose tokens attend to chosen ones; those of which a layer may take the choice
+#: of the one before.
+INDEXED = ("deepseek32", "glm-dsa")
 _SHARED = "glm-dsa"
 
 
