@@ -135,8 +135,8 @@ def _not_honoured(
     )
     for name in sorted(set(scaling.given()) - reading.yarn - by_factor):
         without: dict[str, Any] = {name: None}
-        found = methods.make_table(replace(scaling, **without), geometry)
-        difference = compare(requested, found)
+        table = methods.make_table(replace(scaling, **without), geometry)
+        difference = compare(requested, table)
         if not difference.is_exact:
             lines.append(
                 f"{program} does not read {_KEYS.get(name, name)}: its frequencies are off by up "

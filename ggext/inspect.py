@@ -109,6 +109,7 @@ def inspect(path: Path) -> Inspection:
     context = gguf.arch_keys().get("context_length", 0)
     window = gguf.arch_keys().get(WINDOW, 0)
     without = unrotated(gguf.arch, gguf.arch_keys())
+    sliding_window = window if isinstance(window, int) else 0
     header = Inspection(
         path=str(gguf.path),
         name=str(gguf.get("general.name", "")),
@@ -126,7 +127,7 @@ def inspect(path: Path) -> Inspection:
         unopened=refusal(gguf.fields) or "",
         shift_safe=True,
         unsaid_choice=unsaid_choice_in_words(gguf.arch, gguf.arch_keys()),
-        sliding_window=window if isinstance(window, int) else 0,
+        sliding_window=sliding_window,
     )
     if without:  # keys hold no position where attention falls with distance
         safe = gguf.arch not in LEARNED_POSITIONS

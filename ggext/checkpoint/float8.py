@@ -12,7 +12,7 @@ quantizations are refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -46,22 +46,29 @@ _UNUSED = (
 )
 
 
+def believed_over(tensors: Collection[CheckpointTensor], config: Config) -> list[str]:
+    """A note where ``config`` says that the tensors are quantized, and they are plain floats."""
+    stated = _stated(config)
+    if stated is None or not is_plain(tensors):
+        return []
+    method = quote(str(stated.get("quant_method", "?")), 40)
+    note = (
+        f"quantization_config says {method}, and every tensor is a plain float: the tensors are "
+        "believed"
+    )
+    return [note]
+
+
 def weights_of(
-    tensors: dict[str, CheckpointTensor], config: Config, notes: list[str] | None = None
+    tensors: dict[str, CheckpointTensor], config: Config
 ) -> dict[str, CheckpointTensor]:
     """``tensors`` with each float8 weight as the values that it stands for, and without its scales.
-    They are believed over ``config``: ``notes`` gets a line where they are plain floats and it says
-    otherwise.
+    They are believed over ``config`` (``believed_over`` says where).
 
     Raises ``CheckpointError`` for a quantization that is not known, and for scales that do not fit.
     """
     stated = _stated(config)
     if is_plain(tensors.values()):
-        if stated is not None and notes is not None:
-            notes.append(
-                f"quantization_config says {quote(str(stated.get('quant_method', '?')), 40)}, and "
-                "every tensor is a plain float: the tensors are believed"
-            )
         return tensors
     dtype = _with_text(config).string("dtype", "torch_dtype", default="float32")
     packed = unpacked(tensors, stated or {}, _DTYPES.get(dtype, "F32"))
@@ -71,10 +78,10 @@ def weights_of(
         tensors = packed
         if is_plain(tensors.values()):
             return tensors
-    found = _quantization(tensors, stated, config.source)
-    if found is None:
+    quantization = _quantization(tensors, stated, config.source)
+    if quantization is None:
         return tensors
-    suffix, block = found
+    suffix, block = quantization
     dtype = "BF16" if dtype == "bfloat16" else "F32"
     weights: dict[str, CheckpointTensor] = {}
     for name, tensor in tensors.items():
@@ -156,8 +163,8 @@ def _quantization(
 
 def _with_text(config: Config) -> Config:
     """With what ``text_config`` says where the configuration itself is silent."""
-    said = {key: value for key, value in config.values.items() if value is not None}
-    return replace(config, values={**(text_part(config.values) or {}), **said})
+    stated = {key: value for key, value in config.values.items() if value is not None}
+    return replace(config, values={**(text_part(config.values) or {}), **stated})
 
 
 def _block(value: object, where: str) -> tuple[int, int] | None:

@@ -144,7 +144,8 @@ def _stored(rule: TensorRule, available: Mapping[str, CheckpointTensor]) -> Tens
         forms.append(forms[-1].instead)
     there = [form for form in forms if all(name in available for name in form.sources)]
     fitting = (form for form in there if available[form.sources[0]].shape == form.shape)
-    return next(fitting, there[0] if there else rule)
+    usual = there[0] if there else rule
+    return next(fitting, usual)
 
 
 def taken_scalars(
@@ -214,7 +215,7 @@ def _check_shape(tensor: CheckpointTensor, shape: tuple[int, ...], source: str) 
 
 def _check(tensor: CheckpointTensor, rule: TensorRule, source: str) -> None:
     _check_shape(tensor, rule.shape, source)
-    known = tuple(INTEGERS if rule.below else GGML_TYPE)
+    known = tuple(INTEGERS) if rule.below else tuple(GGML_TYPE)
     if tensor.dtype not in known:
         raise CheckpointError(
             f"{tensor.path}: tensor {tensor.name} has dtype {tensor.dtype}; known: "

@@ -33,10 +33,10 @@ def touched_keys(arch: str) -> set[str]:
 
 def remembered(fields: Mapping[str, Field], arch: str) -> Field:
     """The key that keeps them: of each its GGUF type and its value."""
-    found = {key: fields[key] for key in sorted(touched_keys(arch)) if key in fields}
+    present = {key: fields[key] for key in sorted(touched_keys(arch)) if key in fields}
     kept = {
         key: (field.type, field.value)
-        for key, field in found.items()
+        for key, field in present.items()
         if field.type is not ValueType.ARRAY
     }
     return Field.of(json.dumps(kept, separators=(",", ":")))

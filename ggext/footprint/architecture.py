@@ -157,6 +157,7 @@ def architecture(header: GgufFile) -> Architecture:
     latent = _latent(read)
     window = _window(read, layers)
     slides = _slides(read, layers) if window else [False] * layers
+    window *= any(slides)
     heads = read.each("attention.head_count", layers)
     head = width // max(heads[0], 1)
     kv_heads = read.each("attention.head_count_kv", layers, heads)
@@ -164,6 +165,9 @@ def architecture(header: GgufFile) -> Architecture:
     states, attends = _states(read, layers, width)
     own = layers - read.number(SHARED_LAYERS, 0, least=0)
     indexed = _indexed(read, layers)
+    experts_used = 0
+    if "expert_count" in read.keys:
+        experts_used = read.number("expert_used_count", least=1, most=MAX_EXPERTS)
     return Architecture(
         name=header.arch,
         layers=tuple(
@@ -176,11 +180,9 @@ def architecture(header: GgufFile) -> Architecture:
         ),
         width=width,
         vocabulary=embedding.shape[1],
-        window=window if any(slides) else 0,
+        window=window,
         latent=latent,
-        experts_used=read.number("expert_used_count", least=1, most=MAX_EXPERTS)
-        if "expert_count" in read.keys
-        else 0,
+        experts_used=experts_used,
         context=read.number("context_length"),
         keys=read.keys,
         tensors={**header.tensors, **_under_usual_names(header.tensors)},

@@ -113,9 +113,8 @@ class _Builder(Recurrent, FeedForward, Indexed):
         )
         flash = self.context.flash_attention
         rows = 1 if flash else max(layer.value_row for layer in self.arch.layers)
-        mask = Tensor(
-            (cells(self.arch, layer, self.context), self.n), item=2 if flash else 4
-        )
+        item = 2 if flash else 4
+        mask = Tensor((cells(self.arch, layer, self.context), self.n), item=item)
         key = value = None
         if is_quantized(self.context.kv_type) and self.arch.latent is None:
             key = Tensor((layer.key & -layer.key,) * 2) if layer.key % 64 == 0 else None

@@ -68,6 +68,6 @@ class Indexed(Nodes):
         item = 2 if self.context.flash_attention else 4
         closed = self.op(mask.shape, mask, item=item)
         zeros = Tensor((1, *chosen.shape), (Tensor((1, *chosen.shape)),), in_place=True)
-        opened = Tensor(mask.shape, (zeros, chosen, closed), base=closed, whole=True)
+        opened = Tensor(mask.shape, (zeros, chosen, closed), base=closed)
         # not in its place, of which there is another view still
         return self.op(mask.shape, opened, mask, item=item)

@@ -177,15 +177,15 @@ def _expected(
     shape = shapes.get(stem, SHAPES.get(stem))
     if shape is None:
         return None
-    found = []
+    accepted = []
     for one in (shape, facts.also.get(stem)):
         expected = of_name.of_shape(one) if one is not None else ()
         if kind == "bias" and len(expected) > 1:
             expected = expected[1:]
         if any(size < 0 for size in expected):
             return None
-        found += [expected] if expected else []
-    return found
+        accepted += [expected] if expected else []
+    return accepted
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -49,14 +49,14 @@ def sizes_of(
             f"{SHARED_LAYERS} is {keys.get(SHARED_LAYERS)!r:.40} of {layers}"
         )
     sizes_by_keys: dict[tuple[Any, ...], Sizes] = {}
-    found = []
+    of_layers = []
     for layer, slide in enumerate(slides):
         at = _at_layer(facts, keys, layer, layers, slides=slide)
         mark = (slide, *(at.get(key) for key in _LISTED))
         if mark not in sizes_by_keys:
             sizes_by_keys[mark] = Sizes.of(facts, at, vocabulary)
-        found.append(sizes_by_keys[mark])
-    return found[0 if all(slides) else slides.index(False)], found
+        of_layers.append(sizes_by_keys[mark])
+    return of_layers[0 if all(slides) else slides.index(False)], of_layers
 
 
 def _at_layer(

@@ -67,6 +67,13 @@ def window_of(arch: str, keys: Mapping[str, Any], layers: int) -> Any:
     return keys.get(WINDOW, rule.default_window)
 
 
+def has_windows(arch: str, keys: Mapping[str, Any]) -> bool:
+    """Whether a model of this depth has windows where its file says one; yes for an architecture
+    that is not known here."""
+    rule = SLIDING.get(arch)
+    return rule is None or rule.depth in (0, keys.get("block_count"))
+
+
 def sliding_layers(arch: str, keys: Mapping[str, Any], layers: int) -> list[bool]:
     """For each of ``layers``, whether it slides in a file with a window.
 

@@ -102,15 +102,8 @@ def transformers_logits(
         quantization = getattr(config, "quantization_config", None)
         if quantization is not None:
             config.quantization_config = {**quantization, "dequantize": True}
-        model, loaded = judge_class(config).from_pretrained(
-            folder,
-            config=config,
-            dtype="auto" if quantization else torch.float32,
-            attn_implementation="eager",
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        _check_all_loaded(folder, loaded["missing_keys"])
+        dtype = "auto" if quantization else torch.float32
+        model = loaded_model(folder, config, dtype, "eager")
         model = model.to("cpu", torch.float32).eval()
         if scaling.attention_factor is not None:  # only yarn has a parameter for it
             _set_gain(model, scaling.attention_factor)
@@ -139,14 +132,24 @@ def judge_class(config: Any) -> Any:
     return AutoModelForCausalLM if known else AutoModelForImageTextToText
 
 
-def _check_all_loaded(folder: Path, missing: set[str]) -> None:
-    """Raises ``CheckpointError`` where transformers made up tensors that it did not find."""
+def loaded_model(folder: Path, config: Any, dtype: Any, attention: str) -> Any:
+    """A checkpoint's model under a configuration. Raises ``CheckpointError`` where transformers
+    made up tensors that it did not find."""
+    model, loaded = judge_class(config).from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        attn_implementation=attention,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    missing = loaded["missing_keys"]
     if missing:
         raise CheckpointError(
             f"{folder}: transformers does not find {len(missing)} of the model's tensors there "
-            f"(first {min(missing)}) and makes them up, so it cannot judge; save the model under "
-            "its own names first"
+            f"(first {min(missing)}) and makes them up; save the model under its own names first"
         )
+    return model
 
 
 def set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None:

@@ -78,9 +78,10 @@ def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
         raise RopeError("the file has no context_length")
     base = float32(real_of(keys, capability.base_key, 10000.0))
     sliding_base = _sliding_base(keys, capability, base)
+    head_dim = head_dim if isinstance(head_dim, int) else n_rot
     return RopeGeometry(
         n_rot=n_rot,
-        head_dim=head_dim if isinstance(head_dim, int) else n_rot,
+        head_dim=head_dim,
         base=base,
         layout=capability.layout,
         trained_context=count_of(keys, "rope.scaling.original_context_length")
@@ -210,9 +211,8 @@ def decode(
             factors = factors[: len(inv_freq)]
         inv_freq = _divided(inv_freq, factors, name)
     if kind == "yarn":
-        fast, slow = read_betas(
-            keys, arch, context_parameters(keys) if by_ggext else {}
-        )
+        parameters = context_parameters(keys) if by_ggext else {}
+        fast, slow = read_betas(keys, arch, parameters)
         low, high = methods.yarn_correction_range(
             fast, slow, True, geometry.trained_context, geometry
         )

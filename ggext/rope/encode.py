@@ -69,12 +69,13 @@ def encode(
         )
     if name == "folded" and requested.attention_factor != 1.0:
         return _folded(scaling, geometry, arch, requested)
+    chosen = None if name in ("folded", "runtime") else name
     candidates = _candidates(
         scaling,
         geometry,
         arch,
         requested,
-        None if name in ("folded", "runtime") else name,
+        chosen,
     )
     exact = next((c for c in candidates if c.exactness.is_exact), None)
     if exact is not None:
@@ -238,19 +239,11 @@ def _exactness(
 ) -> Comparison:
     """The worst of all regimes, of both kinds of layers, and of the scale of the scores."""
     keys = _in_file(keys, geometry)
-    compared = [
-        compare(
-            table,
-            decode(
-                keys,
-                tensors,
-                arch,
-                table.lengths[1] if table.lengths else None,
-                by_ggext=by_ggext,
-            ),
-        )
-        for table in methods.make_tables(scaling, geometry)
-    ]
+    compared = []
+    for table in methods.make_tables(scaling, geometry):
+        length = table.lengths[1] if table.lengths else None
+        decoded = decode(keys, tensors, arch, length, by_ggext=by_ggext)
+        compared.append(compare(table, decoded))
     sliding = methods.sliding_table(scaling, geometry)
     if sliding is not None:
         compared.append(

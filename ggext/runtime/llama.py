@@ -85,8 +85,8 @@ class Log:
         """What the caches whose making was logged turn by a Hadamard matrix before they quantize
         it: of "keys" and "values" those, where any cache does."""
         names = {"k": "keys", "v": "values"}
-        found = (pair for _, text in self.lines for pair in _ROTATED.findall(text))
-        turned = {kind for kind, flag in found if flag == "1"}
+        pairs = (pair for _, text in self.lines for pair in _ROTATED.findall(text))
+        turned = {kind for kind, flag in pairs if flag == "1"}
         return tuple(name for kind, name in names.items() if kind in turned)
 
     def errors(self) -> list[str]:

@@ -14,6 +14,7 @@ from ggext.errors import ModelError
 from ggext.footprint.machine import CoreUse, core_use
 from ggext.gguf.shards import metadata_part, whole_header
 from ggext.llama_cpp_facts.compressed import COMPRESSED
+from ggext.llama_cpp_facts.sliding import has_windows
 from ggext.llama_cpp_facts.splitters import BY_HAND
 from ggext.runtime import apart, first_load, kernels, llama, long_text
 from ggext.runtime.closing import Closing
@@ -68,7 +69,8 @@ class Model(Closing):
         self.n_ctx_original = (
             original if isinstance(original, int) and original > 0 else self.n_ctx_train
         )
-        self.n_swa = int(self._lib.llama_model_n_swa(handle))
+        slides = has_windows(header.arch, header.arch_keys())
+        self.n_swa = int(self._lib.llama_model_n_swa(handle)) if slides else 0
         self.is_recurrent = bool(
             self._lib.llama_model_is_recurrent(handle)
             or self._lib.llama_model_is_hybrid(handle)

@@ -89,11 +89,11 @@ def test_a_layer_that_rotates_and_must_not_fails(models: Path, tmp_path: Path) -
 
     from ggext.proof.graph import check_graph, executed_by_node, observe
     from ggext.runtime.engine import Model
-    from ggext.verify import what_is_wanted
+    from ggext.verify import expected_of
 
     bake(models / "exaone4", tmp_path / "out.gguf")
     gguf = read_gguf(tmp_path / "out.gguf")
-    wanted = what_is_wanted(gguf, None)
+    wanted = expected_of(gguf, None)
     other = replace(wanted, layers=("unrotated", *wanted.layers[1:]))
     with Model.open(gguf.path) as model:
         found = observe(model, other, 64)
