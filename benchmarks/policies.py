@@ -144,8 +144,11 @@ def measure(
                     file.write(json.dumps(asdict(record)) + "\n")
 
 
-def from_book(model: Model, book: Path, length: int, number: int) -> Text:
-    """Five codes, evenly spread in a part of a book; and how the book goes on."""
+def from_book(
+    model: Model, book: Path, length: int, number: int, after: int = FOLLOWING
+) -> Text:
+    """Five codes, evenly spread in a part of a book; and how the book goes on for so many tokens
+    ``after`` it."""
     sentences = filler_of([read_text(book)])
     started: list[int] = []
 
@@ -162,8 +165,8 @@ def from_book(model: Model, book: Path, length: int, number: int) -> Text:
     ]
     body = asked[0][0][: common_prefix_length(asked[0][0], asked[1][0])]
     end = next(i for i in count(started[-1]) if sentences[i] not in sample.body)
-    after = " ".join(sentences[end : end + 40])
-    following = model.tokenize(f" {after}", add_special=False)[:FOLLOWING]
+    more = " ".join(sentences[end : end + 40])
+    following = model.tokenize(f" {more}", add_special=False)[:after]
     return Text(body, asked, following)
 
 

@@ -65,9 +65,8 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a turn went; counts in tokens."""
+    """How a turn went; counts in tokens. ``finish`` "stop": by a stop string."""
 
-    # "stop": by a stop string.
     finish: Finish
     prefill: Prefill
     generated: int
@@ -79,10 +78,10 @@ class Outcome:
     left: tuple[Turn, ...] = ()
     # Tokens that left it, where the engine drops tokens and not turns.
     dropped: int = 0
-    # whether all that was kept of the answer is reasoning
-    only_reasoned: bool = False
     # Tokens that had left it, and that no question can bring back any more.
     forgotten: int = 0
+    # whether all that was kept of the answer is reasoning
+    only_reasoned: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,23 +132,18 @@ class Conversation:
         self.options = options or ChatOptions()
         # A grammar describes the answer alone: the model is to begin with it.
         thinks = False if sampling.grammar is not None else self.options.think
-        self.prompts = Prompts(
-            vocabulary,
-            thinks,
-            self.options.template,
-        )
+        self.prompts = Prompts(vocabulary, thinks, self.options.template)
         self.engine = engine
         self.sampling = sampling
         self.outcome: Outcome | None = None
         self.turns: list[Turn] = []
         self.dropped_turns = 0
-        self._said(engine)
+        self._reported = (engine.ever_dropped, engine.forgotten)
         self.set_system(self.options.system)
         self._prompt: list[Turn] | None = None
         self._answer: AnswerText | None = None
-        self._cached: list[
-            Turn
-        ] = []  # the turns that the engine's cache was last made for
+        # the turns that the engine's cache was last made for
+        self._cached: list[Turn] = []
 
     @property
     def system(self) -> str | None:
@@ -193,7 +187,7 @@ class Conversation:
     def change_engine(self, engine: Engine) -> None:
         """Continues with another engine, which may hold the same tokens."""
         self.engine = engine
-        self._said(engine)
+        self._left_since()
         if not self.options.drop_turns:
             self.dropped_turns = 0
 
@@ -201,12 +195,13 @@ class Conversation:
         """The engine's cache was filled for the turns that there are. What had left the context
         by then is no news of the next turn."""
         self._cached = list(self.turns)
-        self._said(self.engine)
+        self._left_since()
 
-    def _said(self, engine: Engine) -> None:
-        """What left the context until now is reported."""
-        self._dropped = engine.ever_dropped
-        self._forgotten = engine.forgotten
+    def _left_since(self) -> tuple[int, int]:
+        """Tokens that left the context since this was asked last, and that were forgotten."""
+        dropped, forgotten = self._reported
+        self._reported = (self.engine.ever_dropped, self.engine.forgotten)
+        return self._reported[0] - dropped, self._reported[1] - forgotten
 
     def bring_back(self) -> bool:
         """Whether the turns that left fit into this context with room for an answer; then they are
@@ -272,9 +267,6 @@ class Conversation:
                 list(last.end())  # what a tag or a stop string might have started in
                 self.turns = [*prompt, Turn("assistant", last.text, last.reasoning)]
         left = tuple(behind_system(prompt)[before : self.dropped_turns])
-        dropped = self.engine.ever_dropped - self._dropped
-        forgotten = self.engine.forgotten - self._forgotten
-        self._said(self.engine)
         self._cached = list(self.turns)
         only_reasoned = kept and bool(answer.reasoning) and not answer.text.strip()
         self.outcome = Outcome(
@@ -284,9 +276,8 @@ class Conversation:
             clock.seconds,
             kept,
             left,
-            dropped,
+            *self._left_since(),
             only_reasoned,
-            forgotten,
         )
 
     def first_prompt(self, question: str) -> list[int]:
@@ -296,9 +287,8 @@ class Conversation:
 
     def next_prompt(self, question: str) -> list[int]:
         """The prompt that the question would make as things are. Raises TemplateError."""
-        return self.prompts.tokens(
-            [*without(self.turns, self.dropped_turns), Turn("user", question)]
-        )
+        turns = without(self.turns, self.dropped_turns)
+        return self.prompts.tokens([*turns, Turn("user", question)])
 
     def certain(self, beginning: str) -> list[int]:
         """The tokens of the next prompt as far as the beginning of its turn decides them; none
@@ -324,19 +314,14 @@ class Conversation:
         may_drop = self.options.drop_turns and self.sampling.grammar is None
         while finish == "context" and may_drop and exchange(prompt, self.dropped_turns):
             again, _ = self._read(prompt, answer, progress)
-            finish = (
-                (yield from self._continue(answer, clock))
-                if not again.cancelled
-                else "cancelled"
-            )
+            finish = "cancelled"
+            if not again.cancelled:
+                finish = yield from self._continue(answer, clock)
         yield from answer.end()
         return "stop" if answer.stopped else finish
 
     def _read(
-        self,
-        prompt: list[Turn],
-        answer: AnswerText | None,
-        progress: Progress | None,
+        self, prompt: list[Turn], answer: AnswerText | None, progress: Progress | None
     ) -> tuple[Prefill, AnswerText]:
         """Evaluates the prompt, and what there is of the answer; without the turns that must
         leave."""
