@@ -76,7 +76,9 @@ def problems(
     yield from _values(facts, keys)
     yield from _tensors(facts, whole, sizes, recurs, tensors)
     yield from _mixers(facts, recurs, attends, tensors)
-    if facts.indexer:
+    if facts.optional_feed_forward:
+        yield from _feed_forward(whole.layers, tensors)
+    if facts.indexer == "tokens":
         yield from _indexers(keys, whole.layers, tensors)
 
 
@@ -218,6 +220,26 @@ def _mixers(
                 for names in needed
             ):
                 yield f"layer {layer} has no {', '.join(needed[-1])}"
+
+
+_WIDE = ("gate", "up", "down")
+
+
+def _feed_forward(layers: int, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """The graph takes a layer with a router for one of experts, and reads what is not there."""
+    for layer in range(layers):
+        start = f"blk.{layer}.ffn_"
+        kinds = [""]
+        if f"{start}gate_inp.weight" in tensors:
+            kinds = ["_exps", "_shexp"]
+        needed = [f"{start}{name}{kind}.weight" for kind in kinds for name in _WIDE]
+        both = f"{start}gate_up_exps.weight"
+        if both in tensors:
+            needed = [both, *(name for name in needed if "_exps" not in name)]
+            needed.append(f"{start}down_exps.weight")
+        for name in needed:
+            if name not in tensors:
+                yield f"layer {layer} has no {name.removeprefix(f'blk.{layer}.')}"
 
 
 _OF_INDEXER = tuple(

@@ -174,6 +174,8 @@ def _heads(
             f"attention.key_length is {key} and attention.value_length {value}"
         )
     _check_rotation(rot, key, whole=facts.rotates == "whole")
+    if facts.indexer == "blocks":
+        result |= _chosen_blocks(read, kv, rot)
     return result
 
 
@@ -246,7 +248,7 @@ def _latent(
                 f"{heads['heads']} heads cannot share {heads['kv']} keys and values"
             )
     _check_rotation(rot, head_key - 1, whole=False)
-    chosen = _indexer(read, rot) if facts.indexer else {}
+    chosen = _indexer(read, rot) if facts.indexer == "tokens" else {}
     return chosen | {
         "rank": rank,
         "query_rank": read.number("attention.q_lora_rank", 0, least=0),
@@ -266,6 +268,24 @@ def _indexer(read: _Numbers, rot: int) -> dict[str, int]:
     read.number("attention.indexer.top_k")
     read.number("attention.q_lora_rank")
     return {"index": size, "index_heads": read.number("attention.indexer.head_count")}
+
+
+def _chosen_blocks(read: _Numbers, kv: int, rot: int) -> dict[str, int]:
+    """What chooses blocks of tokens, a head for each of keys (``models/minimax-m3.cpp``)."""
+    heads = read.number("attention.indexer.head_count")
+    if heads != kv:
+        raise ValueError(
+            f"attention.indexer.head_count is {heads}, and attention.head_count_kv {kv}"
+        )
+    block = read.number("attention.indexer.block_size")
+    if block & (block - 1):  # positions are padded to it by GGML_PAD
+        raise ValueError(
+            f"attention.indexer.block_size is {block}, and not a power of two"
+        )
+    read.number("attention.indexer.top_k")
+    read.number("attention.indexer.local_blocks", least=0)
+    size = read.number("attention.indexer.key_length", least=rot)
+    return {"index": size, "index_heads": heads}
 
 
 def _check_rotation(rot: int, most: int, *, whole: bool) -> None:
