@@ -1,4 +1,4 @@
-"""Fifteen families next to llama.cpp's own converter: the same tensors bit for bit, every other
+"""Twenty families next to llama.cpp's own converter: the same tensors bit for bit, every other
 difference with its reason.
 
 ``GGEXT_LLAMA_CPP``: a checkout of llama.cpp. Its converter takes some seconds to start, for each
@@ -46,6 +46,13 @@ def llama_cpp() -> Path:
             "granitemoehybrid-mamba",
             "mpt",
             "qwen3_vl_moe",
+        ),
+        *(
+            "deepseek_v32",
+            "gemma4_text",
+            "glm_moe_dsa",
+            "hy_v3",
+            "minimax_m3_vl-dense",
         ),
     ],
 )
