@@ -42,9 +42,10 @@ lint: $(for_dev) ## ruff: rules and format; clang-format, where it is installed
 	@if command -v clang-format >/dev/null; then clang-format --dry-run -Werror native/*.c native/*.h; \
 	    else echo "native/ is not checked: there is no clang-format (Debian: apt install clang-format)"; fi
 
-format: $(for_dev) ## let ruff repair what it can
+format: $(for_dev) ## let ruff repair what it can, and wrap the pages
 	$(python) -m ruff check --fix-only .
 	$(python) -m ruff format .
+	$(python) tools/wrap_pages.py
 	@if command -v clang-format >/dev/null; then clang-format -i native/*.c native/*.h; fi
 
 # converters/ is ggext.converters only where it is installed: mypy gets a tree of links that looks like that.

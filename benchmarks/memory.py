@@ -1,7 +1,5 @@
 """What the policies for a full context cost and keep, at an equal cache, and how they hold out.
 
-python benchmarks/memory.py quality [--cache 512] [--texts 40]
-    the embedded model: recall and perplexity
 python benchmarks/memory.py needles MODEL.gguf TEXT [--length 2048] [--texts 12] [--threads 1]
     a real model: needles in a book, several questions asked of the same cache
 python benchmarks/memory.py follows MODEL.gguf TEXT [--length 1536] [--texts 6]
@@ -16,10 +14,14 @@ python benchmarks/memory.py ntk [--texts 20]
     dynamic NTK: rotated keys against a new evaluation
 python benchmarks/memory.py endless [--tokens 1000000]
     memory and time of one answer that never ends
-
-quality: texts of 1,500 tokens with 24 facts, one question each, about a fact anywhere in the text;
-the embedded model with YaRN for 2,048 tokens, so that a cache of the whole text is the other end of
-the scale.
+python benchmarks/memory.py million [--lengths 10000 30000 100000 300000 1000000] [--texts 2]
+    landmark over a million tokens: recall, time and memory
+python benchmarks/memory.py policies [MODEL.gguf TEXT] [--texts 0 1 2 3] [--records FILE]
+    all policies in one table; without a model the embedded one, with --length 1500
+python benchmarks/memory.py paraphrases MODEL.gguf TEXT
+    landmark and the whole cache, asked in other words than the text's
+python benchmarks/memory.py halves MODEL.gguf TEXT --records FILE
+    a half of a text, chosen in eleven ways: answers, and perplexity of what follows
 """
 
 from __future__ import annotations
@@ -38,8 +40,11 @@ from typing import cast
 
 import numpy as np
 from generate import random_llama
+from halves import halves
+from million import million, resident
+from paraphrases import paraphrases
+from policies import policies
 
-from ggext.chat.conversation import ChatOptions, Conversation
 from ggext.checkpoint.named import DEMO_MODEL
 from ggext.convert import ConvertOptions, convert
 from ggext.data import demo_language as language
@@ -56,7 +61,7 @@ from ggext.runtime.likelihood import scores
 from ggext.runtime.memory import WhenFull
 from ggext.runtime.memory.gone import Gone
 from ggext.runtime.regimes import DynamicNtk
-from ggext.runtime.reuse import in_common
+from ggext.runtime.reuse import common_prefix_length
 
 #: Of Student's distribution, for the mean of so many.
 T_95 = {4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}
@@ -73,69 +78,6 @@ def needles(count: int) -> Iterator[language.RecallSample]:
         yield language.RecallSample(
             text, language.question(asked.key), language.answer(asked.key, asked.place)
         )
-
-
-def quality(cache: int, texts: int) -> None:
-    policies: dict[str, MemoryOptions] = {
-        "stream": MemoryOptions("stream"),
-        "recompute": MemoryOptions("recompute"),
-        "compress": MemoryOptions("compress"),
-        "landmark": MemoryOptions("landmark"),
-    }
-    samples = list(needles(texts))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "demo.gguf"
-        convert(ConvertOptions(DEMO_MODEL, path, RopeScaling("yarn", factor=8)))
-        print(
-            f"{texts} texts of {TEXT_TOKENS:,} tokens, cache {cache}, "
-            f"{2 * language.RECALL_FACTS // 2} facts each\n"
-        )
-        print(
-            "| policy | answers that are exact | perplexity | ms a token read |\n| --- | --- | --- "
-            "| --- |"
-        )
-        with Model.open(path) as model:
-            row(
-                model,
-                "stop, the whole text in the cache",
-                SessionOptions(n_ctx=2048),
-                samples,
-            )
-            for name, memory in policies.items():
-                row(model, name, SessionOptions(n_ctx=cache, memory=memory), samples)
-
-
-def row(
-    model: Model,
-    name: str,
-    options: SessionOptions,
-    samples: list[language.RecallSample],
-) -> None:
-    right, losses, seconds = 0, [], []
-    with Session(model, options) as session:
-        conversation = Conversation(model, session, GREEDY, ChatOptions(max_tokens=12))
-        for sample in samples:
-            conversation.clear()
-            session.clear()
-            right += (
-                "".join(conversation.ask(language.opening(sample))).strip()
-                == sample.answer
-            )
-            prefill = conversation.outcome.prefill if conversation.outcome else None
-            assert prefill is not None
-            seconds.append(prefill.seconds / prefill.evaluated)
-            prompt = f"{language.BOS}{language.USER}{sample.document}"
-            losses.append(
-                nll(
-                    session,
-                    model.tokenize(prompt, add_special=False, parse_special=True),
-                ).mean()
-            )
-    perplexity = math.exp(statistics.mean(losses))
-    print(
-        f"| {name} | {right} of {len(samples)} | {perplexity:.3f} | "
-        f"{1000 * statistics.median(seconds):.3f} |"
-    )
 
 
 def needle_texts(
@@ -185,7 +127,7 @@ def asked(
         first, second = (
             prompts.prompt(sample.body, question) for question in sample.questions[:2]
         )
-        session.evaluate(first[: in_common(first, second)])
+        session.evaluate(first[: common_prefix_length(first, second)])
         tokens, whole = session.tokens, session.snapshot()
         for share in shares:
             session.restore(tokens, whole, [*range(len(tokens))], Gone())
@@ -464,20 +406,11 @@ def endless(tokens: int, cache: int, path: Path | None) -> None:
                     )
 
 
-def resident() -> float:
-    """MiB of this process in memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("quality")
-    one.add_argument("--cache", type=int, default=512)
-    one.add_argument("--texts", type=int, default=40)
     one = commands.add_parser("needles")
     one.add_argument("path", type=Path)
     one.add_argument("book", type=Path)
@@ -510,9 +443,35 @@ def main() -> None:
     one.add_argument("--tokens", type=int, default=1_000_000)
     one.add_argument("--cache", type=int, default=512)
     one.add_argument("--path", type=Path)
+    one = commands.add_parser("million")
+    one.add_argument(
+        "--lengths",
+        nargs="*",
+        type=int,
+        default=[10_000, 30_000, 100_000, 300_000, 1_000_000],
+    )
+    one.add_argument("--texts", type=int, default=2)
+    one.add_argument("--bound", type=int, default=8 << 20)
+    one.add_argument("--ways", nargs="*", default=["memory", "bound", "disk"])
+    one = commands.add_parser("policies")
+    one.add_argument("path", type=Path, nargs="?")
+    one.add_argument("book", type=Path, nargs="?")
+    one.add_argument("--length", type=int, default=2048)
+    one.add_argument("--texts", nargs="*", type=int, default=[0, 1, 2, 3])
+    one.add_argument("--records", type=Path)
+    one = commands.add_parser("paraphrases")
+    one.add_argument("path", type=Path)
+    one.add_argument("book", type=Path)
+    one.add_argument("--length", type=int, default=2048)
+    one.add_argument("--texts", type=int, default=5)
+    one = commands.add_parser("halves")
+    one.add_argument("path", type=Path)
+    one.add_argument("book", type=Path)
+    one.add_argument("--length", type=int, default=1536)
+    one.add_argument("--texts", nargs="*", type=int, default=[*range(10)])
+    one.add_argument("--records", type=Path, required=True)
     arguments = vars(parser.parse_args())
     {
-        "quality": quality,
         "needles": needle_texts,
         "follows": follows,
         "writing": writing,
@@ -520,6 +479,10 @@ def main() -> None:
         "speed": speed,
         "ntk": ntk,
         "endless": endless,
+        "million": million,
+        "policies": policies,
+        "halves": halves,
+        "paraphrases": paraphrases,
     }[arguments.pop("command")](**arguments)
 
 

@@ -56,12 +56,16 @@ class TensorRule:
     plus: float = 0.0
     # In place of that: takes an array's values, in float32, and gives those to write.
     computed: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None = None
+    # What takes ``computed`` back, for an export; None where the values are not to be had from it.
+    undone: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None = None
     # In place of `transposed`, `view` and `rows`: a function of the source's array, whose result
     # has the shape `written`.
     arranged: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None = None
-    # The tensor of the exponents, where the source is one of MXFP4 blocks, shape (…, blocks, 16).
-    # `arranged` is applied to both.
-    scales: str | None = None
+    # The tensors of the exponents, one of each source, where these are MXFP4: bytes of two values
+    # in shape (…, blocks, 16), `arranged` being applied to both; or without that (rows, bytes).
+    scales: tuple[str, ...] = ()
+    # The values are whole numbers from 0 to below this; 0: they are none.
+    below: int = 0
     # Whether it may be absent.
     optional: bool = False
     # Not written, for this reason, which is reported where the tensor is present.
@@ -215,6 +219,10 @@ class Family:
         """Metadata (full keys) that the checkpoint keeps as tensors of one value each: key → their
         names."""
         return {}
+
+    def scalar_shape(self, name: str) -> tuple[int, ...]:  # noqa: ARG002 - of most it is this
+        """The shape that such a tensor has in a checkpoint."""
+        return ()
 
     def sliding_window(self, period: int) -> dict[str, Any]:
         """The keys of a window over some layers: those that ``layer_types`` names, else all but

@@ -92,8 +92,9 @@ class FalconH1(Llama):
         yield weight(self.embedding, *embedding, scale=times["embedding_multiplier"])
         yield from self.norm(self.final_norm)
         tied = {"target": "output.weight"} if self.is_tied else {"hint": WITHOUT_OUTPUT}
+        source = self.embedding if self.is_tied else self.head
         yield weight(
-            self.embedding if self.is_tied else self.head,
+            source,
             *embedding,
             scale=times["lm_head_multiplier"],
             **tied,

@@ -144,7 +144,7 @@ class Gemma4(Llama):
 
     def metadata(self) -> dict[str, Any]:
         sizes = [self.heads_of(i) for i in range(self.n_layers)]
-        said: dict[str, Any] = {
+        values: dict[str, Any] = {
             "attention.head_count_kv": [heads for heads, _ in sizes],
             "attention.key_length": self.n_whole,
             "attention.value_length": self.n_whole,
@@ -158,14 +158,14 @@ class Gemma4(Llama):
         }
         # absent, llama.cpp caps at 30; 0 caps nothing
         cap = self.config.number("final_logit_softcapping", default=None)
-        said["final_logit_softcapping"] = cap or 0.0
+        values["final_logit_softcapping"] = cap or 0.0
         if self.has_experts:
-            said |= {
+            values |= {
                 "expert_count": self.n_experts,
                 "expert_used_count": self.config.integer("top_k_experts"),
                 "expert_feed_forward_length": self.n_expert_ff,
             }
-        return super().metadata() | said
+        return super().metadata() | values
 
     def _n_ff(self, layer: int) -> int:
         doubled = self.config.flag("use_double_wide_mlp") and layer >= self.n_own

@@ -51,12 +51,13 @@ class Glm4v(WithSections, Glm4):
         for name, heads in zip(
             QKV, (self.n_heads, self.n_kv_heads, self.n_kv_heads), strict=True
         ):
-            order = partial(adjacent_to_half_split, heads, self.head_dim, n_rot)
+            rotated = partial(adjacent_to_half_split, heads, self.head_dim, n_rot)
+            order = None if name == "v_proj" else rotated
             yield from with_bias(
                 f"{module}.{name}",
                 heads * self.head_dim,
                 self.n_embd,
-                order=None if name == "v_proj" else order,
+                order=order,
             )
         yield weight(f"{module}.o_proj", self.n_embd, self.n_heads * self.head_dim)
 

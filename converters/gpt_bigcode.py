@@ -26,7 +26,8 @@ class GptBigCode(Gpt2):
         rows = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
         order = partial(grouped_to_blocks, self.n_heads, self.n_heads, self.head_dim)
         many = self.n_kv_heads > 1
-        return self.dense(module, rows, self.n_embd, order if many else None)
+        columns = order if many else None
+        return self.dense(module, rows, self.n_embd, columns)
 
 
 FAMILY = GptBigCode

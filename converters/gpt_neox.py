@@ -48,8 +48,9 @@ class GPTNeoX(LlamaWithLayerNorm):
     def tensors(self) -> Iterator[TensorRule]:
         yield weight(self.embedding, self.vocab_size, self.n_embd)
         yield from self.norm("gpt_neox.final_layer_norm")
+        source = self.embedding if self.is_tied else self.head
         yield weight(
-            self.embedding if self.is_tied else self.head,
+            source,
             self.vocab_size,
             self.n_embd,
             target="output.weight",

@@ -110,7 +110,7 @@ class GptOss(Llama):
             target,
             arranged=part,
             written=written,
-            scales=f"{source}_scales",
+            scales=(f"{source}_scales",),
         )
         return TensorRule(
             (source,),

@@ -24,8 +24,9 @@ class Internlm2(Llama):
     def tensors(self) -> Iterator[TensorRule]:
         yield weight(self.embedding, self.vocab_size, self.n_embd)
         yield weight("model.norm", self.n_embd)
+        source = self.embedding if self.is_tied else "output"
         yield weight(
-            self.embedding if self.is_tied else "output",
+            source,
             self.vocab_size,
             self.n_embd,
             target="output.weight",

@@ -92,7 +92,7 @@ class Laguna(Llama):
         return int(kinds.count("dense"))
 
     def metadata(self) -> dict[str, Any]:
-        said: dict[str, Any] = {
+        values: dict[str, Any] = {
             "attention.head_count": self.heads,
             "leading_dense_block_count": self.n_dense,
             "expert_count": self.n_experts,
@@ -104,11 +104,11 @@ class Laguna(Llama):
             "expert_gating_func": SIGMOID,
         }
         if any(self.slides):
-            said |= {
+            values |= {
                 "attention.sliding_window": self.config.integer("sliding_window"),
                 "attention.sliding_window_pattern": self.slides,
             }
-        return super().metadata() | said
+        return super().metadata() | values
 
     def stored_name(self, name: str) -> str:
         name = name.replace(".mlp.shared_expert.", ".mlp.shared_experts.")
@@ -125,7 +125,8 @@ class Laguna(Llama):
         yield weight(f"{module}.q_norm", self.head_dim)
         yield weight(f"{module}.k_norm", self.head_dim)
         by_head = self.config.values.get("gating") in (True, "per-head")
-        yield weight(f"{module}.g_proj", heads if by_head else rows, self.n_embd)
+        gates = heads if by_head else rows
+        yield weight(f"{module}.g_proj", gates, self.n_embd)
 
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         if layer < self.n_dense:

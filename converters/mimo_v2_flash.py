@@ -104,7 +104,7 @@ class MimoV2Flash(Llama):
         number = self.config.integer
         size = number("sliding_window_size", default=None)
         scale = self.config.number("attention_value_scale", default=1.0)
-        said: dict[str, Any] = {
+        values: dict[str, Any] = {
             "attention.head_count_kv": [
                 self._kv_heads(i) for i in range(self.n_layers)
             ],
@@ -119,8 +119,8 @@ class MimoV2Flash(Llama):
         groups = number("n_group")
         chosen = number("topk_group")
         if chosen < groups:
-            said |= {"expert_group_count": groups, "expert_group_used_count": chosen}
-        return super().metadata() | said
+            values |= {"expert_group_count": groups, "expert_group_used_count": chosen}
+        return super().metadata() | values
 
     def _kv_heads(self, layer: int) -> int:
         return int(self.n_kv_heads * (2 if self.slides[layer] else 1))

@@ -37,9 +37,9 @@ class Ministral3(Windowed):
         )
 
     def metadata(self) -> dict[str, Any]:
-        said = rope_parameters(self.config.values).get("llama_4_scaling_beta")
+        beta = rope_parameters(self.config.values).get("llama_4_scaling_beta")
         growth = (
-            number(said, 0.0, "llama_4_scaling_beta", self.config.source)
+            number(beta, 0.0, "llama_4_scaling_beta", self.config.source)
             if self.grows
             else 0
         )

@@ -48,21 +48,21 @@ class Mistral4(DeepseekV3):
         return super().metadata() | self._temperature()
 
     def _temperature(self) -> dict[str, Any]:
-        said = rope_parameters(self.config.values)
+        parameters = rope_parameters(self.config.values)
         source = self.config.source
         growth = number(
-            said.get("llama_4_scaling_beta"), 0.0, "llama_4_scaling_beta", source
+            parameters.get("llama_4_scaling_beta"), 0.0, "llama_4_scaling_beta", source
         )
         if not growth:
             return {}
-        if said.get(_ORIGINAL) is None:
+        if parameters.get(_ORIGINAL) is None:
             raise CheckpointError(
                 f"{source}: llama_4_scaling_beta is {growth:g} without {_ORIGINAL}, from which "
                 "queries grow; state it in the rope parameters"
             )
         return {
             "attention.temperature_scale": growth,
-            "attention.temperature_length": integer(said, _ORIGINAL, source),
+            "attention.temperature_length": integer(parameters, _ORIGINAL, source),
         }
 
     def stored_name(self, name: str) -> str:

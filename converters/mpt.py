@@ -63,14 +63,14 @@ class Mpt(LlamaWithLayerNorm):
             "prefix_lm": False,
             "qk_ln": False,
         }
-        said = self.attention_config
+        attention = self.attention_config
         others = [
-            name for name, value in usual.items() if said.get(name, value) != value
+            name for name, value in usual.items() if attention.get(name, value) != value
         ]
-        if said.get("softmax_scale") not in (None, self.head_dim**-0.5):
+        if attention.get("softmax_scale") not in (None, self.head_dim**-0.5):
             others.append("softmax_scale")
         if others:
-            shown = ", ".join(f"{name} {said[name]!r:.40}" for name in others)
+            shown = ", ".join(f"{name} {attention[name]!r:.40}" for name in others)
             raise CheckpointError(
                 f"{self.config.source}: attn_config has {shown}; {why}"
             )
@@ -80,8 +80,8 @@ class Mpt(LlamaWithLayerNorm):
         return int(_WIDER * self.n_embd)
 
     def metadata(self) -> dict[str, Any]:
-        said = replace(self.config, values=self.attention_config)
-        clip = said.number("clip_qkv", default=None)
+        config = replace(self.config, values=self.attention_config)
+        clip = config.number("clip_qkv", default=None)
         return (
             super().metadata()
             | {

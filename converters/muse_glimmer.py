@@ -85,9 +85,8 @@ class MuseGlimmer(Llama):
 
     def norm(self, module: str) -> Iterator[TensorRule]:
         # the class of the last norm has its weight as it is
-        yield weight(
-            module, self.n_embd, plus=0.0 if module == self.final_norm else 1.0
-        )
+        plus = 0.0 if module == self.final_norm else 1.0
+        yield weight(module, self.n_embd, plus=plus)
 
     def norms(self, block: str) -> Iterator[TensorRule]:
         yield from super().norms(block)

@@ -89,18 +89,18 @@ class NemotronH(Llama):
         why = f"llama.cpp's architecture {self.arch}"
         self.require("mamba_hidden_act", "silu", f"{why} has silu there")
         self.require("sliding_window", (), f"{why} attends to everything")
-        found = set(self.kinds)
-        if not {_MAMBA, _ATTENTION} <= found:
+        kinds = set(self.kinds)
+        if not {_MAMBA, _ATTENTION} <= kinds:
             raise CheckpointError(  # llama.cpp aborts on a model without one of the two caches
                 f"{self.config.source}: no layer is {_MAMBA} or none {_ATTENTION}; llama.cpp needs "
                 "both"
             )
-        if {_DENSE, _EXPERTS} <= found:
+        if {_DENSE, _EXPERTS} <= kinds:
             raise CheckpointError(
                 f"{self.config.source}: some layers are {_DENSE} and others {_EXPERTS}; llama.cpp "
                 "has one kind in a model"
             )
-        if _EXPERTS in found:
+        if _EXPERTS in kinds:
             self.arch = "nemotron_h_moe"
             self.n_experts = number("n_routed_experts")
             self.n_ff = number("moe_intermediate_size")
@@ -114,9 +114,9 @@ class NemotronH(Llama):
         epsilon = self.config.number("rms_norm_eps")
         widths = [self.n_ff * (kind in (_DENSE, _EXPERTS)) for kind in self.kinds]
         heads = [self.n_kv_heads * (kind == _ATTENTION) for kind in self.kinds]
-        found = super().metadata() | self.mamba.metadata()
+        metadata = super().metadata() | self.mamba.metadata()
         return (
-            found
+            metadata
             | (self._routing() if _EXPERTS in self.kinds else {})
             | {
                 "attention.layer_norm_epsilon": epsilon,

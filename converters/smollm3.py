@@ -29,13 +29,13 @@ class SmolLM3(Llama):
             not isinstance(rotating, list)
             or [int(bool(r)) for r in rotating[: self.n_layers]] != pattern
         ):
-            said = (
+            problem = (
                 f"no_rope_layer_interval is {interval}"
                 if rotating is None
                 else f"no_rope_layers is {rotating}"
             )
             raise CheckpointError(
-                f"{self.config.source}: {said}; llama.cpp's architecture {self.arch} rotates in "
+                f"{self.config.source}: {problem}; llama.cpp's architecture {self.arch} rotates in "
                 "all layers but every "
                 f"{_INTERVAL}th"
             )

@@ -258,16 +258,16 @@ def _rope_of_kinds(values: dict[str, Any]) -> dict[str, Any]:
         return {kind: given[kind] for kind in sorted(named)}
     bases = values.get("rope_theta", 10000.0)
     shares = values.get("partial_rotary_factors")
-    found = {}
+    parameters = {}
     for kind in sorted(named):
         layer = kinds.index(kind)
         base = bases[layer] if isinstance(bases, list) else bases
-        found[kind] = {"rope_type": "default", "rope_theta": base}
+        parameters[kind] = {"rope_type": "default", "rope_theta": base}
         if shares:
-            found[kind]["partial_rotary_factor"] = shares[layer]
-    if FULL in found:
-        found[FULL] |= values.get("rope_scaling") or {}
-    return found
+            parameters[kind]["partial_rotary_factor"] = shares[layer]
+    if FULL in parameters:
+        parameters[FULL] |= values.get("rope_scaling") or {}
+    return parameters
 
 
 FAMILY = Step3p7

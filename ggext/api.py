@@ -191,9 +191,8 @@ class Model(Closing):
         """
         options = ChatOptions(max_tokens=max_tokens, stop=stops_of(stop), think=think)
         sampling = sampling_of(sampling)
-        prompts = self._prompts.thinking(
-            False if sampling.grammar is not None else think
-        )
+        thinks = False if sampling.grammar is not None else think
+        prompts = self._prompts.thinking(thinks)
         turns = turns_of(messages)
         answerable(turns)
         left: tuple[Turn, ...] = ()
@@ -205,17 +204,10 @@ class Model(Closing):
         else:
             tokens = prompts.tokens(turns)
         if left:
-            _log.warning(
-                "%s: the context was full: the %d oldest turns left it",
-                self.path,
-                len(left),
-            )
-        answer = AnswerText(
-            self._engine.vocabulary,
-            prompts.tags,
-            prompts.opens_reasoning(tokens),
-            options.stop,
-        )
+            message = "%s: the context was full: the %d oldest turns left it"
+            _log.warning(message, self.path, len(left))
+        inside = prompts.opens_reasoning(tokens)
+        answer = AnswerText(self._engine.vocabulary, prompts.tags, inside, options.stop)
         return self._reply(Question(tokens, sampling, max_tokens), answer, cancel, left)
 
     def complete(
@@ -309,8 +301,7 @@ class Reply(Closing):
         self._answer = answer
         self._looped = False
         self.left = left
-        """Turns of the conversation that the model does not see: they did not fit
-        (``when_full="turns"``)."""
+        """Turns that the model does not see: they did not fit (``when_full="turns"``)."""
 
     @property
     def finish(self) -> Finish | None:
@@ -331,9 +322,13 @@ class Reply(Closing):
 
     @property
     def dropped(self) -> int:
-        """Oldest tokens that left the context for this answer, by a policy such as "stream"; known
-        at its end."""
+        """Tokens that left the context for this answer (when_full="stream"...), at its end."""
         return self._answering.dropped
+
+    @property
+    def forgotten(self) -> int:
+        """Tokens that no question brings back any more (`MemoryOptions.evicted_memory`)."""
+        return self._answering.forgotten
 
     @property
     def reasoning(self) -> str:

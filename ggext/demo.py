@@ -96,9 +96,9 @@ class Watcher:
 
 def work(questions: int) -> int:
     """The tokens that `run` reads."""
-    asked = len(METHODS) * sum(LENGTHS[1:]) + LENGTHS[0]
-    asked += LENGTHS[-1]  # compressed
-    return text_count(questions) * asked + 2 * _PERPLEXITY_TEXTS * LENGTHS[-1]
+    tokens_a_text = len(METHODS) * sum(LENGTHS[1:]) + LENGTHS[0]
+    tokens_a_text += LENGTHS[-1]  # compressed
+    return text_count(questions) * tokens_a_text + 2 * _PERPLEXITY_TEXTS * LENGTHS[-1]
 
 
 def text_count(questions: int) -> int:
@@ -141,10 +141,10 @@ def run(
                 row.append(replace(recalls[0], method=method))  # the same file
                 continue
             watcher.step(f"{method} at {length:,} tokens")
-            said = list(_ask(bake(folder, method, length), samples[length], watcher))
-            row.append(Recall(method, length, _right(said, samples[length])))
+            replies = list(_ask(bake(folder, method, length), samples[length], watcher))
+            row.append(Recall(method, length, _right(replies, samples[length])))
             if length == 4 * TRAINED:
-                answers[method] = said
+                answers[method] = replies
         recalls += row
         watcher.row(method, row)
     perplexities: list[Perplexity] = []
@@ -171,22 +171,24 @@ def _compressed(
     length = LENGTHS[-1]
     watcher.step(f"yarn at {length:,} tokens, compressed")
     options = SessionOptions(memory=MemoryOptions("compress", keep=SHARE))
-    said = list(_ask(bake(folder, "yarn", length), samples, watcher, options))
-    return Recall("yarn", length, _right(said, samples))
+    answers = list(_ask(bake(folder, "yarn", length), samples, watcher, options))
+    return Recall("yarn", length, _right(answers, samples))
 
 
-def _right(said: Sequence[str], samples: Sequence[language.RecallSample]) -> Estimate:
+def _right(
+    answers: Sequence[str], samples: Sequence[language.RecallSample]
+) -> Estimate:
     """The share of answers that are right to the letter."""
-    pairs = zip(said, samples, strict=True)
+    pairs = zip(answers, samples, strict=True)
     scores = [float(answer == sample.answer) for answer, sample in pairs]
-    return share(scores, [index // _QUESTIONS_A_TEXT for index in range(len(said))])
+    return share(scores, [index // _QUESTIONS_A_TEXT for index in range(len(answers))])
 
 
 def spot_check(folder: Path) -> Example:
     """One question to the embedded model, baked with YaRN for twice its length and verified."""
     sample = next(_samples(0, 2 * TRAINED, 1))
-    (said,) = _ask(bake(folder, "yarn", 2 * TRAINED), [sample], Watcher())
-    return Example(sample.question, sample.answer, {"yarn": said})
+    (answer,) = _ask(bake(folder, "yarn", 2 * TRAINED), [sample], Watcher())
+    return Example(sample.question, sample.answer, {"yarn": answer})
 
 
 def sample_text(tokens: int, seed: int = 0) -> str:
@@ -210,9 +212,9 @@ def _samples(seed: int, length: int, questions: int) -> Iterator[language.Recall
     """Five for each text: the session evaluates the text once and then only what differs."""
     rng = random.Random(f"recall {seed} {length}")
     for first in range(0, questions, _QUESTIONS_A_TEXT):
-        told = language.facts(rng, language.RECALL_FACTS)
-        text = language.document(rng, told, length - language.CHAT_TOKENS)
-        for fact in rng.sample(told, _QUESTIONS_A_TEXT)[: questions - first]:
+        known_facts = language.facts(rng, language.RECALL_FACTS)
+        text = language.document(rng, known_facts, length - language.CHAT_TOKENS)
+        for fact in rng.sample(known_facts, _QUESTIONS_A_TEXT)[: questions - first]:
             yield language.RecallSample(
                 text, language.question(fact.key), language.answer(fact.key, fact.place)
             )
@@ -253,10 +255,10 @@ def _example(
         if answers["yarn"][i] == answer != answers["none"][i]
     )
     index = next(apart, 0)
-    said: dict[Method, str] = {
+    chosen: dict[Method, str] = {
         method: answers[method][index] for method in ("none", "yarn")
     }
-    return Example(samples[index].question, right[index], said)
+    return Example(samples[index].question, right[index], chosen)
 
 
 def measure_perplexity(

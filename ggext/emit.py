@@ -106,7 +106,7 @@ def emit(
         )
     context = methods.extended_context(resolved, geometry)
     notes += _not_honoured(resolved, geometry, program)
-    values = rope_parameters(resolved, geometry)
+    values = rope_parameters(resolved, geometry, source.arch)
     if reading.gain_factor and resolved.method == "yarn":
         values = _with_gain_factor(values, resolved, geometry, reading.gain_factor)
     text = _WRITERS[program](shown(model), values, context)
@@ -135,8 +135,8 @@ def _not_honoured(
     )
     for name in sorted(set(scaling.given()) - reading.yarn - by_factor):
         without: dict[str, Any] = {name: None}
-        found = methods.make_table(replace(scaling, **without), geometry)
-        difference = compare(requested, found)
+        table = methods.make_table(replace(scaling, **without), geometry)
+        difference = compare(requested, table)
         if not difference.is_exact:
             lines.append(
                 f"{program} does not read {_KEYS.get(name, name)}: its frequencies are off by up "

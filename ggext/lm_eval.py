@@ -167,14 +167,14 @@ class GgufLM(TemplateLM):  # type: ignore[misc]  # its types are not followed
     ) -> list[tuple[float, bool]]:
         """In the order of their tokens, so that what begins alike is read once."""
         fitted = [self._fitted(context, answer) for _, context, answer in requests]
-        found: dict[int, tuple[float, bool]] = {}
+        scores: dict[int, tuple[float, bool]] = {}
         for i in _in_order(
             [context + answer for context, answer in fitted], disable_tqdm
         ):
             context, answer = fitted[i]
-            found[i] = self._scored(context + answer, len(context))
-            self.cache_hook.add_partial("loglikelihood", requests[i][0], found[i])
-        return [found[i] for i in range(len(requests))]
+            scores[i] = self._scored(context + answer, len(context))
+            self.cache_hook.add_partial("loglikelihood", requests[i][0], scores[i])
+        return [scores[i] for i in range(len(requests))]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
@@ -213,11 +213,11 @@ class GgufLM(TemplateLM):  # type: ignore[misc]  # its types are not followed
                 )
             prompts.append(self._last(self.tok_encode(context), room))
             options.append(kwargs)
-        found: dict[int, str] = {}
+        answers: dict[int, str] = {}
         for i in _in_order(prompts, disable_tqdm):
-            found[i] = self._answer(prompts[i], options[i])
-            self.cache_hook.add_partial("generate_until", requests[i].args, found[i])
-        return [found[i] for i in range(len(requests))]
+            answers[i] = self._answer(prompts[i], options[i])
+            self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
+        return [answers[i] for i in range(len(requests))]
 
     def _answer(self, prompt: list[int], options: dict[str, Any]) -> str:
         self.session.evaluate(prompt)
@@ -228,7 +228,7 @@ class GgufLM(TemplateLM):  # type: ignore[misc]  # its types are not followed
             if any(stop in text.text for stop in stops):
                 break
         text.rest()
-        ends = (found for stop in stops if (found := text.text.find(stop)) >= 0)
+        ends = (place for stop in stops if (place := text.text.find(stop)) >= 0)
         return text.text[: min(ends, default=len(text.text))]
 
     def _scored(self, tokens: list[int], first: int) -> tuple[float, bool]:

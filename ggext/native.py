@@ -233,8 +233,9 @@ def convert(
     if place >= 0:
         lost = values[place : place + 1]
         wide = lost.astype("<u4") << 16 if number == _TYPE_NUMBERS["bfloat16"] else lost
+        value = wide.view("<f4")[0] if wide.dtype == np.uint32 else wide[0]
         raise ValueLostError(
-            float(wide.view("<f4")[0] if wide.dtype == np.uint32 else wide[0]),
+            float(value),
             place,
             to,
         )

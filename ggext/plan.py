@@ -8,7 +8,7 @@ them to what is free.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ MEASURED = frozenset(
     {
         "cohere2",
         "deepseek2",
+        "deepseek32",
         "dots1",
         "ernie4_5-moe",
         "falcon-h1",
         "gemma",
         "gemma2",
         "gemma3",
+        "glm-dsa",
         "glm4moe",
         "gpt-oss",
         "granite",
@@ -133,18 +135,23 @@ def plan(
     options = options or PlanOptions()
     header = whole_header(read_gguf(metadata_part(path)))
     arch = architecture(header)
+    choices = options.choices
+    if options.keep < 1 and choices.swa == "auto":
+        choices = replace(choices, swa="full")  # compress moves their cells
     free, gpu_layers = _devices(options.gpu_layers, free)
+    flash_until = speeds.flash_until(arch) if not gpu_layers else 0
     planner = Planner(
         header,
         arch,
-        options.choices,
+        choices,
         min(gpu_layers, len(arch.layers) + 1),
-        speeds.flash_until(arch) if not gpu_layers else 0,
+        flash_until,
     )
     largest = planner.largest(free)
     tokens = _length(planner, options, free)
     context = planner.context(max(math.ceil(options.keep * tokens), 1), free)
     ram, gpu = planner.shares(context)
+    sliding = sum(layer.slides for layer in arch.layers) if arch.window else 0
     return Plan(
         path,
         arch.name,
@@ -156,7 +163,7 @@ def plan(
         gpu,
         free,
         largest,
-        sum(layer.slides for layer in arch.layers) if arch.window else 0,
+        sliding,
         arch.name in MEASURED,
     )
 
@@ -172,7 +179,8 @@ def _length(planner: Planner, options: PlanOptions, free: Memories) -> int:
 def _devices(gpu_layers: int | None, free: Memories | None) -> tuple[Memories, int]:
     """What is free, and how many layers go to a GPU."""
     if free is None:
-        free = Memories(machine.free_memory(), None if gpu_layers == 0 else _free_gpu())
+        free_gpu = None if gpu_layers == 0 else _free_gpu()
+        free = Memories(machine.free_memory(), free_gpu)
     return free, (LONGEST if free.gpu else 0) if gpu_layers is None else gpu_layers
 
 

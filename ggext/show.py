@@ -57,6 +57,12 @@ def show(path: Path) -> Card:
     template = gguf.get("tokenizer.chat_template", "")
     kv_heads = keys.get("attention.head_count_kv", 0)
     bases = range(_number(gguf.get("general.base_model.count", 0)))
+    template = _template_name(template) if isinstance(template, str) else ""
+    kv_heads = (
+        max(map(_number, kv_heads), default=0)
+        if isinstance(kv_heads, list)
+        else _number(kv_heads)
+    )
     return Card(
         inspection=inspect(path),
         quantization=_quantization(gguf.get("general.file_type")),
@@ -69,14 +75,12 @@ def show(path: Path) -> Card:
         layers=_number(keys.get("block_count", 0)),
         width=_number(keys.get("embedding_length", 0)),
         heads=_number(keys.get("attention.head_count", 0)),
-        kv_heads=max(map(_number, kv_heads), default=0)
-        if isinstance(kv_heads, list)
-        else _number(kv_heads),
+        kv_heads=kv_heads,
         vocabulary=len(gguf.get("tokenizer.ggml.tokens", [])),
         tokenizer=str(
             gguf.get("tokenizer.ggml.pre", gguf.get("tokenizer.ggml.model", ""))
         ),
-        template=_template_name(template) if isinstance(template, str) else "",
+        template=template,
         sliding_window=_number(keys.get("attention.sliding_window", 0)),
     )
 

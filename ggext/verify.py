@@ -9,7 +9,7 @@ that llama.cpp executes), ``shift`` (whether the cache may roll) and, with a ref
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,15 +21,16 @@ from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.rope import effective_table, still_pairs_in_words
 from ggext.gguf.shards import metadata_part
+from ggext.llama_cpp_facts.indexer import unsaid_choice_in_words
 from ggext.proof.report import (
     OWN_KEYS,
     Check,
+    Expected,
     KernelRow,
     NodeRow,
     PairRow,
     Report,
     ShiftRow,
-    Wanted,
 )
 from ggext.proof.stated import check_published
 from ggext.proof.table import (
@@ -37,7 +38,7 @@ from ggext.proof.table import (
     check_reach,
     check_table,
     elsewhere,
-    what_is_wanted,
+    expected_of,
 )
 from ggext.rope.capabilities import unrotated
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
@@ -49,11 +50,11 @@ if TYPE_CHECKING:
 __all__ = [
     "LEVELS",
     "Check",
+    "Expected",
     "Report",
-    "Wanted",
     "effective_table",
+    "expected_of",
     "verify",
-    "what_is_wanted",
 ]
 
 LEVELS = ("table", "kernel", "graph", "shift", "logits")
@@ -96,17 +97,21 @@ def verify(
         chosen -= _LIVE
         notes.append(f"what llama.cpp executes: not measured; {missing}")
     gguf = read_gguf(metadata_part(path))
+    unsaid = unsaid_choice_in_words(gguf.arch, gguf.arch_keys())
+    notes += [unsaid] if unsaid else []
     still = unrotated(gguf.arch, gguf.arch_keys())
     if still:
-        notes.append(f"{still}: there is no table to verify")
-        return _unrotated(gguf, reference, tokens, tolerance, notes, progress, chosen)
-    run = _Run(
-        gguf,
-        effective_table(gguf, by_ggext=True),
-        what_is_wanted(gguf, reference),
-        notes,
-        progress,
-    )
+        nothing = f"{still}: there is no table to verify"
+        if "logits" not in chosen or reference is None:
+            raise RopeError(
+                f"{gguf.path}: {nothing}; reference=CHECKPOINT compares the logits"
+            )
+        run = _without_rope(gguf, reference, [*notes, nothing], progress)
+        run.logits(reference, tokens, tolerance)
+        return run.report()
+    effective = effective_table(gguf, by_ggext=True)
+    expected = expected_of(gguf, reference)
+    run = _Run(gguf, effective, expected, notes, progress)
     if "table" in chosen:
         progress("table: what the file says")
         run.table()
@@ -120,28 +125,16 @@ def verify(
     return run.report()
 
 
-def _unrotated(
-    gguf: GgufFile,
-    reference: Path | None,
-    tokens: int | None,
-    tolerance: float | None,
-    notes: list[str],
-    progress: Progress,
-    chosen: set[str],
-) -> Report:
-    """Of a model without RoPE the logits are all that can be wrong. Raises ``RopeError`` where
-    they are not to be compared; the last of ``notes`` says why it has none."""
-    if "logits" not in chosen or reference is None:
-        raise RopeError(
-            f"{gguf.path}: {notes[-1]}; reference=CHECKPOINT compares the logits"
-        )
+def _without_rope(
+    gguf: GgufFile, reference: Path, notes: Sequence[str], progress: Progress
+) -> _Run:
+    """Of a model without RoPE the logits are all that can be wrong."""
     context = int(gguf.arch_keys().get("context_length", 1))
     geometry = RopeGeometry(0, 1, 1.0, "norm", context)
     table = RopeTable((), 1.0, context)
-    wanted = Wanted(RopeScaling(), geometry, f"{reference}/config.json", stated=table)
-    run = _Run(gguf, table, wanted, notes, progress)
-    run.logits(reference, tokens, tolerance)
-    return run.report()
+    source = f"{reference}/config.json"
+    expected = Expected(RopeScaling(), geometry, source, stated=table)
+    return _Run(gguf, table, expected, notes, progress)
 
 
 def _chosen(
@@ -153,7 +146,7 @@ def _chosen(
         raise UsageError(
             f"unknown level {', '.join(sorted(unknown))}: choose of {', '.join(LEVELS)}"
         )
-    chosen = set(LEVELS if levels is None else levels)
+    chosen = set(LEVELS) if levels is None else set(levels)
     notes = []
     if require_shift_safe:
         chosen.add("shift")
@@ -186,14 +179,14 @@ class _Run:
         self,
         gguf: GgufFile,
         effective: RopeTable,
-        wanted: Wanted,
-        notes: list[str],
+        expected: Expected,
+        notes: Sequence[str],
         progress: Progress,
     ) -> None:
         self.gguf = gguf
         self.effective = effective
-        self.wanted = wanted
-        self.notes = notes
+        self.expected = expected
+        self.notes = [*notes]
         self.progress = progress
         self.checks: list[Check] = []
         self.nodes: list[Executed] = []
@@ -211,7 +204,7 @@ class _Run:
         from ggext.proof.logits import check_logits
 
         checks, notes = check_logits(
-            self.gguf, reference, self.wanted, tokens, tolerance, self.progress
+            self.gguf, reference, self.expected, tokens, tolerance, self.progress
         )
         self.checks += checks
         self.notes += notes
@@ -219,16 +212,16 @@ class _Run:
     def table(self) -> None:
         """What the file says."""
         self.checks += check_table(
-            self.wanted.table, self.effective, still_pairs_in_words(self.gguf)
+            self.expected.table, self.effective, still_pairs_in_words(self.gguf)
         )
-        self.checks += check_reach(self.gguf, self.wanted)
-        self.checks += check_other_layers(self.gguf, self.wanted)
-        by_keys = self.wanted.source == OWN_KEYS
+        self.checks += check_reach(self.gguf, self.expected)
+        self.checks += check_other_layers(self.gguf, self.expected)
+        by_keys = self.expected.source == OWN_KEYS
         checks, self.published = check_published(
             self.gguf, self.effective, by_keys=by_keys
         )
         self.checks += checks
-        other = elsewhere(self.gguf, self.wanted.table)
+        other = elsewhere(self.gguf, self.expected.table)
         if other is not None:
             self.elsewhere = other.frequency_error
             self.notes.append(
@@ -253,9 +246,9 @@ class _Run:
     def _graph(self, model: Model) -> None:
         from ggext.proof.graph import check_graph, executed_by_node, node_rows, observe
 
-        turns = observe(model, self.wanted, self.effective.context)
+        turns = observe(model, self.expected, self.effective.context)
         self.nodes = executed_by_node(turns)
-        self.scaled = [node for node in self.nodes if node.wanted is self.wanted]
+        self.scaled = [node for node in self.nodes if node.expected is self.expected]
         self.node_rows = node_rows(turns, self.nodes)
         self.checks += check_graph(self.gguf, turns, self.nodes, model.offloads)
 
@@ -275,9 +268,9 @@ class _Run:
     def kernels(self, with_ggml: bool) -> None:
         from ggext.proof.kernels import check_devices, check_kernels, measure_native
 
-        geometry = self.wanted.geometry
+        geometry = self.expected.geometry
         # a gain that is folded into the query weights is not the kernels' to apply
-        gain = self.effective.attention_factor / math.sqrt(self.wanted.query_scale)
+        gain = self.effective.attention_factor / math.sqrt(self.expected.query_scale)
         table = replace(self.effective, attention_factor=gain)
         self.checks += check_kernels(table, geometry)
         self.kernel_rows = measure_native(table, geometry)
@@ -288,20 +281,20 @@ class _Run:
             self.kernel_rows += rows
 
     def report(self) -> Report:
-        wanted = self.wanted.kernel_table.inv_freq
+        expected = self.expected.kernel_table.inv_freq
         file = self.effective.inv_freq
         executed = (
-            self.scaled[0].inv_freq.tolist() if self.scaled else [None] * len(wanted)
+            self.scaled[0].inv_freq.tolist() if self.scaled else [None] * len(expected)
         )
         pairs = [
             PairRow(i, *row)
-            for i, row in enumerate(zip(wanted, file, executed, strict=False))
+            for i, row in enumerate(zip(expected, file, executed, strict=False))
         ]
         order = {level: i for i, level in enumerate(LEVELS)}
         return Report(
             str(self.gguf.path),
-            self.wanted.source,
-            {"method": self.wanted.scaling.method, **self.wanted.scaling.given()},
+            self.expected.source,
+            {"method": self.expected.scaling.method, **self.expected.scaling.given()},
             self.effective.context,
             sorted(self.checks, key=lambda check: order[check.level]),
             self.notes,

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from wrap_pages import wrapped
+
 #: Section → its names, each as the module from which a program imports it and the name there.
 SECTIONS = {
     "Run a model": (
@@ -65,7 +67,7 @@ def page() -> str:
         for name in listed.split():
             module, _, last = name.rpartition(".")
             parts.append(_entry(module, last))
-    return "\n".join(parts)
+    return wrapped("\n".join(parts))
 
 
 def _definition(module: str, name: str) -> _Definition:

@@ -60,6 +60,8 @@ class Figures:
     # `a, b = x, y`.
     tuple_assignments: int = 0
     conditional_expressions: int = 0
+    # Of these, arguments of a call.
+    conditional_arguments: int = 0
     skips_of_the_formatter: int = 0
 
     @property
@@ -83,6 +85,10 @@ class Figures:
                 self.tuple_assignments += _is_tuple_assignment(node)
             elif isinstance(node, ast.IfExp):
                 self.conditional_expressions += 1
+            elif isinstance(node, ast.Call):
+                self.conditional_arguments += sum(
+                    map(_is_conditional, _values_of(node))
+                )
 
     def _add_tokens(self, source: str, docstrings: set[int]) -> None:
         lines = source.splitlines()
@@ -128,6 +134,16 @@ def _is_tuple_assignment(node: ast.Assign) -> bool:
     return isinstance(node.value, ast.Tuple) and isinstance(node.targets[0], ast.Tuple)
 
 
+def _values_of(call: ast.Call) -> Iterator[ast.expr]:
+    for argument in (*call.args, *call.keywords):
+        is_wrapped = isinstance(argument, ast.Starred | ast.keyword)
+        yield argument.value if is_wrapped else argument
+
+
+def _is_conditional(node: ast.expr) -> bool:
+    return isinstance(node, ast.IfExp)
+
+
 def figures_of(paths: Iterable[Path]) -> Figures:
     figures = Figures()
     for path in paths:
@@ -162,6 +178,7 @@ def rows(figures: Figures) -> dict[str, str]:
         "conditional expressions in 1,000 lines": (
             f"{figures.conditional_expressions * per_1000:.1f}"
         ),
+        "conditional expressions as arguments": f"{figures.conditional_arguments}",
         "`fmt: skip`": f"{figures.skips_of_the_formatter}",
     }
 

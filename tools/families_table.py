@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggext.converters import REFUSED, known_families
+from wrap_pages import wrapped
 
 from ggext.llama_cpp_facts.names import NOT_WRITTEN
 from ggext.rope.capabilities import UNROTATED
@@ -71,7 +72,7 @@ def table() -> str:
     states = [
         f"| {arch} | {state} |" for arch, state in sorted(architectures().items())
     ]
-    return (
+    return wrapped(
         HEAD
         + "\n".join(lines)
         + "\n"

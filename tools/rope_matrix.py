@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ggext.converters import family_of
+from wrap_pages import wrapped
 
 from ggext.checkpoint.config import Config, read_config
 from ggext.convert import ConvertOptions, convert
@@ -270,4 +271,5 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
 
 if __name__ == "__main__":
     with TemporaryDirectory() as made:
-        PAGE.write_text(page(Path(made), written() if "--new" in sys.argv else {}))
+        known = written() if "--new" in sys.argv else {}
+        PAGE.write_text(wrapped(page(Path(made), known)))

@@ -25,7 +25,7 @@ class ReadAhead:
         self._read_tokens = 0
         self._seconds = 0.0
         self._done = self._total = 0
-        self._begun = 0.0
+        self._started_at = 0.0
         self._given_up = ""
         self._tokens: list[int] = []
         self._for_what: tuple[object, ...] = ()
@@ -74,7 +74,7 @@ class ReadAhead:
             return "the document is read but for its last tokens, which the question decides"
         clock = ""
         if self._done:
-            each = (time.monotonic() - self._begun) / self._done
+            each = (time.monotonic() - self._started_at) / self._done
             remaining = each * (self._total - self._done)
             clock = f", {remaining // 60:.0f}:{remaining % 60:02.0f} left"
         whole = len(self._tokens)
@@ -91,7 +91,7 @@ class ReadAhead:
     def _read(self, beginning: str) -> None:
         try:
             self._prepare(beginning)
-            self._begun = time.monotonic()
+            self._started_at = time.monotonic()
             prefill = self._conversation.engine.read_ahead(
                 self._tokens, self._count, repeatable=self._conversation.is_repeatable
             )

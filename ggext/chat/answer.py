@@ -59,7 +59,7 @@ class AnswerText:
         held = self._held
         self._held = ""
         if not self.stopped and held:
-            yield self._said(held)
+            yield self._append(held)
 
     def _pieces(self, pieces: Iterable[str]) -> Iterator[str]:
         for piece in pieces:
@@ -67,7 +67,7 @@ class AnswerText:
                 self.reasoning += piece
                 yield piece
             elif not self.stopped and (text := self._unstopped(piece)):
-                yield self._said(text)
+                yield self._append(text)
 
     def _unstopped(self, piece: str) -> str:
         """The text in front of a stop string, or of what may become one."""
@@ -75,17 +75,17 @@ class AnswerText:
             return piece
         self._held += piece
         places = [self._held.find(stop) for stop in self._stop]
-        found = min((place for place in places if place >= 0), default=None)
-        self.stopped = found is not None
+        earliest = min((place for place in places if place >= 0), default=None)
+        self.stopped = earliest is not None
         certain = (
             len(self._held) - held_back(self._held, self._stop)
-            if found is None
-            else found
+            if earliest is None
+            else earliest
         )
         text = self._held[:certain]
         self._held = self._held[certain:]
         return text
 
-    def _said(self, text: str) -> str:
+    def _append(self, text: str) -> str:
         self.text += text
         return text

@@ -236,16 +236,16 @@ def _open_again(chat: Chat, tokens: int | None, policy: str) -> None:
             "this chat cannot change its context; open it again with --ctx N"
         )
     with chat.screen.waiting("making room for the context"):
-        chat.room, said = chat.reopen(tokens, policy)
-    for line in said:
+        chat.room, notices = chat.reopen(tokens, policy)
+    for line in notices:
         chat.screen.notice(line)
 
 
 def _set(chat: Chat, argument: str) -> None:
     name, _, value = argument.removeprefix("parameter ").partition(" ")
     if value.strip():
-        said = settings.change(chat.conversation, chat.screen, name, value.strip())
-        chat.screen.notice(said)
+        notice = settings.change(chat.conversation, chat.screen, name, value.strip())
+        chat.screen.notice(notice)
     elif name:
         raise UsageError("the command is /set NAME VALUE; /set alone shows the names")
     else:

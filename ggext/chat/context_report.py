@@ -29,8 +29,8 @@ def context_report(chat: Chat) -> Iterator[str]:
         tokens = conversation.prompts.count(with_documents(chat.waiting, ""))
         names = ", ".join(one.name for one in chat.documents)
         yield f"waiting for the next turn: {tokens:,} of {names}"
-    if conversation.left:
-        yield f"left the context: the {conversation.left:,} oldest turns"
+    if conversation.dropped_turns:
+        yield f"left the context: the {conversation.dropped_turns:,} oldest turns"
     if room.reserved:
         window = allocated - room.reserved
         yield (
@@ -52,7 +52,7 @@ def _shares(chat: Chat, used: int) -> str:
     """The used tokens by what they are; the template's are the rest."""
     conversation = chat.conversation
     count = conversation.prompts.count
-    turns = without(conversation.turns, conversation.left)
+    turns = without(conversation.turns, conversation.dropped_turns)
     roles = (
         ("system prompt", "system"),
         ("questions", "user"),

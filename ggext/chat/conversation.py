@@ -13,7 +13,7 @@ from ggext.chat.prompt import Prompts, behind_system, exchange, without
 from ggext.chat.template import TemplateChoice
 from ggext.chat.transcript import Turn
 from ggext.errors import UsageError
-from ggext.runtime.engine import FinishReason, Prefill, Sampling, in_common
+from ggext.runtime.engine import FinishReason, Prefill, Sampling, common_prefix_length
 
 if TYPE_CHECKING:
     from ggext.runtime.host import TextVocabulary
@@ -42,6 +42,8 @@ class Engine(Protocol):
     def trained(self) -> int: ...
     @property
     def ever_dropped(self) -> int: ...
+    @property
+    def forgotten(self) -> int: ...
     def evaluate(
         self,
         tokens: Sequence[int],
@@ -63,9 +65,8 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a turn went; counts in tokens."""
+    """How a turn went; counts in tokens. ``finish`` "stop": by a stop string."""
 
-    # "stop": by a stop string.
     finish: Finish
     prefill: Prefill
     generated: int
@@ -77,6 +78,8 @@ class Outcome:
     left: tuple[Turn, ...] = ()
     # Tokens that left it, where the engine drops tokens and not turns.
     dropped: int = 0
+    # Tokens that had left it, and that no question can bring back any more.
+    forgotten: int = 0
     # whether all that was kept of the answer is reasoning
     only_reasoned: bool = False
 
@@ -115,7 +118,8 @@ class Conversation:
 
     Every turn is rendered from all turns before it; the engine evaluates only what changed. Without
     a chat template in the file the turns are one text, which the model continues. ``turns`` keeps
-    all of them; the ``left`` oldest after the system prompt are not in the context any more.
+    all of them; the ``dropped_turns`` oldest after the system prompt are not in the context any
+    more.
     """
 
     def __init__(
@@ -127,23 +131,19 @@ class Conversation:
     ) -> None:
         self.options = options or ChatOptions()
         # A grammar describes the answer alone: the model is to begin with it.
-        self.prompts = Prompts(
-            vocabulary,
-            False if sampling.grammar is not None else self.options.think,
-            self.options.template,
-        )
+        thinks = False if sampling.grammar is not None else self.options.think
+        self.prompts = Prompts(vocabulary, thinks, self.options.template)
         self.engine = engine
         self.sampling = sampling
         self.outcome: Outcome | None = None
         self.turns: list[Turn] = []
-        self.left = 0
-        self._dropped = engine.ever_dropped  # that an outcome has reported
+        self.dropped_turns = 0
+        self._reported = (engine.ever_dropped, engine.forgotten)
         self.set_system(self.options.system)
-        self._asked: list[Turn] | None = None
+        self._prompt: list[Turn] | None = None
         self._answer: AnswerText | None = None
-        self._cached: list[
-            Turn
-        ] = []  # the turns that the engine's cache was last made for
+        # the turns that the engine's cache was last made for
+        self._cached: list[Turn] = []
 
     @property
     def system(self) -> str | None:
@@ -163,11 +163,11 @@ class Conversation:
         """Starts over; the system prompt stays. The engine's cache is reused where it agrees."""
         self.restart(self.turns[: self.system is not None])
 
-    def restart(self, turns: Sequence[Turn], left: int = 0) -> None:
-        """Continues from other turns, of which the ``left`` oldest after the system prompt have
-        left the context."""
+    def restart(self, turns: Sequence[Turn], dropped_turns: int = 0) -> None:
+        """Continues from other turns, of which the ``dropped_turns`` oldest after the system prompt
+        have left the context."""
         self.turns = list(turns)
-        self.left = left
+        self.dropped_turns = dropped_turns
 
     @property
     def used(self) -> int:
@@ -175,7 +175,7 @@ class Conversation:
 
         The cache may hold more: of what was taken back, or of a document that is being read.
         """
-        turns = without(self.turns, self.left)
+        turns = without(self.turns, self.dropped_turns)
         if not behind_system(turns):
             return 0
         return (
@@ -187,15 +187,21 @@ class Conversation:
     def change_engine(self, engine: Engine) -> None:
         """Continues with another engine, which may hold the same tokens."""
         self.engine = engine
-        self._dropped = engine.ever_dropped
+        self._left_since()
         if not self.options.drop_turns:
-            self.left = 0
+            self.dropped_turns = 0
 
     def is_cached(self) -> None:
         """The engine's cache was filled for the turns that there are. What had left the context
         by then is no news of the next turn."""
         self._cached = list(self.turns)
-        self._dropped = self.engine.ever_dropped
+        self._left_since()
+
+    def _left_since(self) -> tuple[int, int]:
+        """Tokens that left the context since this was asked last, and that were forgotten."""
+        dropped, forgotten = self._reported
+        self._reported = (self.engine.ever_dropped, self.engine.forgotten)
+        return self._reported[0] - dropped, self._reported[1] - forgotten
 
     def bring_back(self) -> bool:
         """Whether the turns that left fit into this context with room for an answer; then they are
@@ -204,7 +210,7 @@ class Conversation:
         whole = len(self.prompts.tokens(self.turns)) <= capacity - 2 * reserve(
             capacity, self.options.max_tokens
         )
-        self.left = 0 if whole else self.left
+        self.dropped_turns = 0 if whole else self.dropped_turns
         return whole
 
     def undo(self) -> list[Turn]:
@@ -216,7 +222,7 @@ class Conversation:
         )
         taken = self.turns[last:]
         del self.turns[last:]
-        self.left = min(self.left, len(behind_system(self.turns)))
+        self.dropped_turns = min(self.dropped_turns, len(behind_system(self.turns)))
         return taken
 
     @property
@@ -228,12 +234,12 @@ class Conversation:
     @property
     def so_far(self) -> list[Turn]:
         """The turns, with what of the running turn there is."""
-        if self._asked is None:
+        if self._prompt is None:
             return self.turns
         answer = self._answer
         if answer is None or not (answer.text or answer.reasoning):
-            return self._asked
-        return [*self._asked, Turn("assistant", answer.text, answer.reasoning)]
+            return self._prompt
+        return [*self._prompt, Turn("assistant", answer.text, answer.reasoning)]
 
     def ask(self, question: str, progress: Progress | None = None) -> Iterator[str]:
         """Sends a user turn and yields the answer's text as it comes, reasoning as Thought; then
@@ -242,27 +248,25 @@ class Conversation:
         Raises ContextFullError when the turn does not fit, TemplateError when the template refuses
         it; then nothing was sent and the conversation is as before.
         """
-        asked = self._asked = [*self.turns, Turn("user", question)]
-        before = self.left
+        prompt = self._prompt = [*self.turns, Turn("user", question)]
+        before = self.dropped_turns
         clock = _Clock()
         finish: Finish = "cancelled"
         try:
-            prefill, answer = self._read(asked, None, progress)
+            prefill, answer = self._read(prompt, None, progress)
             self._answer = answer
             if not prefill.cancelled:
-                finish = yield from self._generate(asked, answer, clock, progress)
+                finish = yield from self._generate(prompt, answer, clock, progress)
         # what was said stays, also when the engine fails in the middle or the caller has enough
         finally:
-            said = self._answer
-            self._asked = None
+            last = self._answer
+            self._prompt = None
             self._answer = None
-            kept = said is not None and (bool(said.tokens) or finish != "cancelled")
-            if said is not None and kept:
-                list(said.end())  # what a tag or a stop string might have started in
-                self.turns = [*asked, Turn("assistant", said.text, said.reasoning)]
-        left = tuple(behind_system(asked)[before : self.left])
-        dropped = self.engine.ever_dropped - self._dropped
-        self._dropped = self.engine.ever_dropped
+            kept = last is not None and (bool(last.tokens) or finish != "cancelled")
+            if last is not None and kept:
+                list(last.end())  # what a tag or a stop string might have started in
+                self.turns = [*prompt, Turn("assistant", last.text, last.reasoning)]
+        left = tuple(behind_system(prompt)[before : self.dropped_turns])
         self._cached = list(self.turns)
         only_reasoned = kept and bool(answer.reasoning) and not answer.text.strip()
         self.outcome = Outcome(
@@ -272,7 +276,7 @@ class Conversation:
             clock.seconds,
             kept,
             left,
-            dropped,
+            *self._left_since(),
             only_reasoned,
         )
 
@@ -283,9 +287,8 @@ class Conversation:
 
     def next_prompt(self, question: str) -> list[int]:
         """The prompt that the question would make as things are. Raises TemplateError."""
-        return self.prompts.tokens(
-            [*without(self.turns, self.left), Turn("user", question)]
-        )
+        turns = without(self.turns, self.dropped_turns)
+        return self.prompts.tokens([*turns, Turn("user", question)])
 
     def certain(self, beginning: str) -> list[int]:
         """The tokens of the next prompt as far as the beginning of its turn decides them; none
@@ -297,11 +300,11 @@ class Conversation:
         )
         if len(prompt) > capacity - kept_free:
             return []
-        return prompt[: in_common(prompt, self.next_prompt(f"{beginning}1"))]
+        return prompt[: common_prefix_length(prompt, self.next_prompt(f"{beginning}1"))]
 
     def _generate(
         self,
-        asked: list[Turn],
+        prompt: list[Turn],
         answer: AnswerText,
         clock: _Clock,
         progress: Progress | None,
@@ -309,35 +312,35 @@ class Conversation:
         finish = yield from self._continue(answer, clock)
         # A grammar would begin again in the middle of the answer.
         may_drop = self.options.drop_turns and self.sampling.grammar is None
-        while finish == "context" and may_drop and exchange(asked, self.left):
-            again, _ = self._read(asked, answer, progress)
-            finish = (
-                (yield from self._continue(answer, clock))
-                if not again.cancelled
-                else "cancelled"
-            )
+        while finish == "context" and may_drop and exchange(prompt, self.dropped_turns):
+            again, _ = self._read(prompt, answer, progress)
+            finish = "cancelled"
+            if not again.cancelled:
+                finish = yield from self._continue(answer, clock)
         yield from answer.end()
         return "stop" if answer.stopped else finish
 
     def _read(
-        self, asked: list[Turn], answer: AnswerText | None, progress: Progress | None
+        self, prompt: list[Turn], answer: AnswerText | None, progress: Progress | None
     ) -> tuple[Prefill, AnswerText]:
         """Evaluates the prompt, and what there is of the answer; without the turns that must
         leave."""
-        turns = without(asked, self.left)
-        left = 0
-        begun = answer.tokens if answer is not None else []
+        turns = without(prompt, self.dropped_turns)
+        newly_dropped = 0
+        answer_tokens = answer.tokens if answer is not None else []
         if self.options.drop_turns:
             capacity = self.engine.used + self.engine.available
             kept_free = reserve(capacity, self.options.max_tokens)
-            tokens, left = self.prompts.fitted(turns, capacity - len(begun), kept_free)
+            tokens, newly_dropped = self.prompts.fitted(
+                turns, capacity - len(answer_tokens), kept_free
+            )
         else:
             tokens = self.prompts.tokens(turns)
         prefill = self.engine.evaluate(
-            [*tokens, *begun], progress, repeatable=self.is_repeatable
+            [*tokens, *answer_tokens], progress, repeatable=self.is_repeatable
         )
         if not prefill.cancelled:
-            self.left += left
+            self.dropped_turns += newly_dropped
         if answer is None:
             inside = self.prompts.opens_reasoning(tokens)
             answer = AnswerText(
@@ -349,9 +352,8 @@ class Conversation:
         self, answer: AnswerText, clock: _Clock
     ) -> Generator[str, None, Finish]:
         most = self.options.max_tokens
-        generation = self.engine.generate(
-            self.sampling, None if most is None else most - len(answer.tokens)
-        )
+        most_left = None if most is None else most - len(answer.tokens)
+        generation = self.engine.generate(self.sampling, most_left)
         try:
             yield from answer.extend(clock.timed(generation))
         finally:

@@ -307,9 +307,8 @@ def _advice(name: str, command: str) -> str:
 
 def _filled(command: str, name: str) -> str:
     path = Path(name)
-    text = path.with_suffix(
-        ".utf8.txt" if path.suffix == ".txt" else ".txt"
-    )  # never itself
+    suffix = ".utf8.txt" if path.suffix == ".txt" else ".txt"
+    text = path.with_suffix(suffix)  # never itself
     names = {"name": path, "text": text, "stem": path.with_suffix("")}
     return command.format_map(
         {key: shlex.quote(str(value)) for key, value in names.items()}

@@ -32,8 +32,8 @@ _MAX_TURNS = 1 << 20
 
 
 class Journal(Closing):
-    """The journal of one chat. ``turns``: what it says, ``left``: how many left the context;
-    ``damaged``: how many of its lines were cut off by a crash, or are none.
+    """The journal of one chat. ``turns``: what it says, ``dropped_turns``: how many left the
+    context; ``damaged``: how many of its lines were cut off by a crash, or are none.
 
     Raises TranscriptError for a file that is no journal, OutputError where it cannot be written or
     another program has it open.
@@ -45,24 +45,26 @@ class Journal(Closing):
         with _as_output_error(path):
             self.folder = ChatFolder(path.parent)
         try:
-            said = (
-                _read(path) if os.path.lexists(path) else _Said(model, [], 0, 0, False)
+            contents = (
+                _read(path)
+                if os.path.lexists(path)
+                else _Contents(model, [], 0, 0, False)
             )
-            self.model = said.model
-            self.turns = said.turns
-            self.left = said.left
-            self.damaged = said.damaged
+            self.model = contents.model
+            self.turns = contents.turns
+            self.dropped_turns = contents.dropped_turns
+            self.damaged = contents.damaged
             self._head = {"format": _FORMAT, "version": _VERSION, "model": model}
             with _as_output_error(path):
-                if said.lost_inside:
+                if contents.lost_inside:
                     _keep_aside(path)
                 # Rewritten when opened: without the halves of answers, and with a whole last line.
-                self._rewrite(self.turns, self.left)
+                self._rewrite(self.turns, self.dropped_turns)
         except BaseException:
             self.folder.close()
             raise
 
-    def update(self, turns: Sequence[Turn], left: int = 0) -> str:
+    def update(self, turns: Sequence[Turn], dropped_turns: int = 0) -> str:
         """Makes the journal say these turns, and how many left the context; on disk when it
         returns. Returns a sentence if the journal had to be written again, because someone
         removed it; else nothing. After an error it says what it said before. Raises OutputError."""
@@ -71,17 +73,20 @@ class Journal(Closing):
             (i for i, (old, new) in pairs if old != new),
             min(len(self.turns), len(turns)),
         )
-        if keep == len(turns) == len(self.turns) and left == self.left:
+        if (
+            keep == len(turns) == len(self.turns)
+            and dropped_turns == self.dropped_turns
+        ):
             return ""
         with _as_output_error(self.path):
             note = ""
             if self._is_there:
-                self._append(_line(_record(keep, turns[keep:], left)))
+                self._append(_line(_record(keep, turns[keep:], dropped_turns)))
             else:
-                self._write_again(turns, left)
+                self._write_again(turns, dropped_turns)
                 note = f"{self.path} had vanished; the whole chat was written again"
         self.turns = list(turns)
-        self.left = left
+        self.dropped_turns = dropped_turns
         return note
 
     @property
@@ -128,13 +133,15 @@ class Journal(Closing):
             raise
         self._length += len(line)
 
-    def _write_again(self, turns: Sequence[Turn], left: int) -> None:
+    def _write_again(self, turns: Sequence[Turn], dropped_turns: int) -> None:
         if not self.folder.is_there:
             self.folder.make_again()
-        self._rewrite(turns, left)
+        self._rewrite(turns, dropped_turns)
 
-    def _rewrite(self, turns: Sequence[Turn], left: int) -> None:
-        lines = [self._head, _record(0, turns, left)] if turns else [self._head]
+    def _rewrite(self, turns: Sequence[Turn], dropped_turns: int) -> None:
+        lines = (
+            [self._head, _record(0, turns, dropped_turns)] if turns else [self._head]
+        )
         data = b"".join(map(_line, lines))
         with private_file(self.path) as file:
             file.write(data)
@@ -146,17 +153,17 @@ class Journal(Closing):
 def read(path: Path) -> tuple[str, list[Turn]]:
     """The model's name and the turns of a journal that no other process need close. Raises
     TranscriptError."""
-    said = _read(path)
-    return said.model, list(said.turns)
+    contents = _read(path)
+    return contents.model, list(contents.turns)
 
 
 @dataclass(frozen=True)
-class _Said:
+class _Contents:
     """What a journal says. ``lost_inside``: of the damaged lines some are not the last."""
 
     model: str
     turns: Sequence[Turn]
-    left: int
+    dropped_turns: int
     damaged: int
     lost_inside: bool
 
@@ -167,9 +174,9 @@ def _keep_aside(path: Path) -> None:
         os.link(path, path.with_name(f"{path.name}.damaged"), follow_symlinks=False)
 
 
-def _record(keep: int, turns: Sequence[Turn], left: int) -> dict[str, Any]:
+def _record(keep: int, turns: Sequence[Turn], dropped_turns: int) -> dict[str, Any]:
     record = {"keep": keep, "turns": [turn.as_json() for turn in turns]}
-    return record | {"left": left} if left else record
+    return record | {"left": dropped_turns} if dropped_turns else record
 
 
 def _line(record: dict[str, Any]) -> bytes:
@@ -177,7 +184,7 @@ def _line(record: dict[str, Any]) -> bytes:
     return json.dumps(record).encode("ascii") + b"\n"
 
 
-def _read(path: Path) -> _Said:
+def _read(path: Path) -> _Contents:
     try:
         *lines, rest = read_plain(path, _MAX_BYTES, follow=False).split(b"\n")
     except OSError as error:
@@ -194,16 +201,16 @@ def _read(path: Path) -> _Said:
         )
     # None: a turn of a line that is damaged
     turns: list[Turn | None] = []
-    left = lost = 0
+    dropped_turns = lost = 0
     for line in lines[1:]:
         try:
-            turns, left = _applied(path, turns, _parsed(line))
+            turns, dropped_turns = _applied(path, turns, _parsed(line))
         except TranscriptError:
             lost += 1
-    gone = sum(turn is None for turn in turns[: left + 1])
+    gone = sum(turn is None for turn in turns[: dropped_turns + 1])
     whole = [turn for turn in turns if turn is not None]
-    left = min(max(left - gone, 0), len(whole))
-    return _Said(head["model"], whole, left, lost + bool(rest), lost > 0)
+    dropped_turns = min(max(dropped_turns - gone, 0), len(whole))
+    return _Contents(head["model"], whole, dropped_turns, lost + bool(rest), lost > 0)
 
 
 def _applied(
@@ -215,15 +222,15 @@ def _applied(
         raise malformed
     keep = record.get("keep")
     new = record.get("turns")
-    left = record.get("left", 0)
+    dropped_turns = record.get("left", 0)
     if not (
         isinstance(keep, int) and 0 <= keep <= _MAX_TURNS and isinstance(new, list)
     ):
         raise malformed
-    if not (isinstance(left, int) and 0 <= left <= keep + len(new)):
+    if not (isinstance(dropped_turns, int) and 0 <= dropped_turns <= keep + len(new)):
         raise malformed
     kept = [*turns[:keep], *([None] * (keep - len(turns)))]
-    return [*kept, *checked_turns(path, new, keep)], left
+    return [*kept, *checked_turns(path, new, keep)], dropped_turns
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -35,6 +35,8 @@ class KeptSettings:
     when_full: str = "stop"
     keep: float = 1.0
     evicted: str | None = None
+    # bytes
+    evicted_memory: int | None = None
     # tokens; auto: what fits into the memory; None: as a new chat chooses
     ctx: int | Literal["auto"] | None = None
     kv: str = "f16"
@@ -57,7 +59,7 @@ class KeptSettings:
         defaults = KeptSettings().options()
         now = self.options()
         return ", ".join(
-            f"{name.replace('_', '-')} {_said(value)}"
+            f"{name.replace('_', '-')} {_in_words(value)}"
             for name, value in now.items()
             if value != defaults[name] and name not in explicit
         )
@@ -98,5 +100,5 @@ def parsed(document: Any) -> KeptSettings | None:
         return None
 
 
-def _said(value: object) -> str:
+def _in_words(value: object) -> str:
     return " ".join(map(repr, value)) if isinstance(value, tuple) else str(value)

@@ -219,7 +219,9 @@ class Chat:
         if self.keeper is None:
             return
         try:
-            note = self.keeper.record(self.conversation.so_far, self.conversation.left)
+            note = self.keeper.record(
+                self.conversation.so_far, self.conversation.dropped_turns
+            )
             if self.settings is not None:
                 self.keeper.keep_settings(self.settings())
         except OutputError as error:

@@ -25,25 +25,30 @@ _UNSEEN = "the model does not see them any more, /save keeps them"
 
 def notices(outcome: Outcome) -> list[str]:
     """What left the context, and why the answer ended, unless the model ended it."""
-    found = []
+    lines = []
     if outcome.left:
-        found.append(
+        lines.append(
             f"the context was full: {_oldest(outcome.left, 'left it')}; {_UNSEEN}"
         )
     if outcome.dropped:
-        found.append(
+        lines.append(
             f"the context was full: {outcome.dropped:,} of the oldest tokens left it"
         )
+    if outcome.forgotten:
+        lines.append(
+            f"{outcome.forgotten:,} tokens that had left the context cannot be brought back any "
+            "more: --evicted-memory is the memory for them"
+        )
     if outcome.only_reasoned:
-        found.append(_ONLY_REASONED)
+        lines.append(_ONLY_REASONED)
     ending = _FINISHES.get(outcome.finish) if outcome.kept else _WITHDRAWN
-    return [*found, ending] if ending else found
+    return [*lines, ending] if ending else lines
 
 
 def left_earlier(conversation: Conversation) -> list[str]:
     """What of a chat that goes on had left the context, which may be larger than it was. Raises
     TemplateError."""
-    gone = behind_system(conversation.turns)[: conversation.left]
+    gone = behind_system(conversation.turns)[: conversation.dropped_turns]
     if not gone:
         return []
     seen_again = conversation.bring_back()

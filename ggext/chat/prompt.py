@@ -97,13 +97,15 @@ class Prompts:
         whole context be read again. The system prompt and the last turn always stay.
         """
         tokens = self.tokens(turns)
-        left = 0
+        dropped_turns = 0
         if len(tokens) <= room - reserve:
             return tokens, 0
-        while len(tokens) > room - 2 * reserve and (leaving := exchange(turns, left)):
-            left += leaving
-            tokens = self.tokens(without(turns, left))
-        return tokens, left
+        while len(tokens) > room - 2 * reserve and (
+            leaving := exchange(turns, dropped_turns)
+        ):
+            dropped_turns += leaving
+            tokens = self.tokens(without(turns, dropped_turns))
+        return tokens, dropped_turns
 
     def opens_reasoning(self, tokens: Sequence[int]) -> bool:
         """Whether a prompt ends inside a reasoning block, so that the answer begins in it."""
@@ -175,16 +177,16 @@ class Detokenizer:
         return text
 
 
-def without(turns: Sequence[Turn], left: int) -> list[Turn]:
-    """The turns without the `left` oldest ones after the system prompt."""
+def without(turns: Sequence[Turn], dropped_turns: int) -> list[Turn]:
+    """The turns without the `dropped_turns` oldest ones after the system prompt."""
     start = _first(turns)
-    return [*turns[:start], *turns[start + left :]]
+    return [*turns[:start], *turns[start + dropped_turns :]]
 
 
-def exchange(turns: Sequence[Turn], left: int) -> int:
-    """How many turns leave together after the `left` oldest: up to the next user turn; 0: none
-    can."""
-    start = _first(turns) + left
+def exchange(turns: Sequence[Turn], dropped_turns: int) -> int:
+    """How many turns leave together after the `dropped_turns` oldest: up to the next user turn;
+    0: none can."""
+    start = _first(turns) + dropped_turns
     following = (i for i in range(start + 1, len(turns)) if turns[i].role == "user")
     return next(following, start) - start
 

@@ -93,16 +93,16 @@ def tags_of(template: str) -> Tags | None:
     for names, tags in _CHANNELS:
         if all(name in template for name in names):
             return tags
-    found: Counter[Tags] = Counter()
+    counts: Counter[Tags] = Counter()
     for match in _TAG.finditer(template):
         _, name, _, brackets, _, _ = match.groups()
         if name:
-            found[Tags(f"<{name}>", f"</{name}>")] += 1
+            counts[Tags(f"<{name}>", f"</{name}>")] += 1
         elif brackets:
-            found[Tags("[THINK]", "[/THINK]")] += 1
+            counts[Tags("[THINK]", "[/THINK]")] += 1
         else:
-            found[Tags("<|START_THINKING|>", "<|END_THINKING|>")] += 1
-    return found.most_common(1)[0][0] if found else None
+            counts[Tags("<|START_THINKING|>", "<|END_THINKING|>")] += 1
+    return counts.most_common(1)[0][0] if counts else None
 
 
 def marks_of(template: str) -> frozenset[str]:

@@ -43,7 +43,8 @@ class ChildEnded(Exception):  # noqa: N818 - not an error by itself
     there was none."""
 
     def __init__(self, late: bool, unstarted: str = "") -> None:
-        super().__init__("late" if late else unstarted or "ended")
+        reason = "late" if late else unstarted or "ended"
+        super().__init__(reason)
         self.late = late
         self.unstarted = unstarted
 
@@ -146,8 +147,11 @@ def _started() -> subprocess.Popen[bytes]:
     if sys.platform == "win32":
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
     try:
+        command = (
+            [executable, CHILD_ARGUMENT] if frozen else [executable, "-I", "-c", _BOOT]
+        )
         process = subprocess.Popen(
-            [executable, CHILD_ARGUMENT] if frozen else [executable, "-I", "-c", _BOOT],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

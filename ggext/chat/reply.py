@@ -45,19 +45,19 @@ class Events:
     def __iter__(self) -> Iterator[ReplyEvent]:
         try:
             while (happening := self._answering.next_happening()) is not None:
-                yield from self._told(happening)
+                yield from self._events_of(happening)
         finally:
             self._answering.cancel()  # whoever leaves the loop has enough
 
     async def __aiter__(self) -> AsyncIterator[ReplyEvent]:
         try:
             while (happening := await self._answering.await_happening()) is not None:
-                for event in self._told(happening):
+                for event in self._events_of(happening):
                     yield event
         finally:
             self._answering.cancel()
 
-    def _told(self, happening: Happening) -> Iterator[ReplyEvent]:
+    def _events_of(self, happening: Happening) -> Iterator[ReplyEvent]:
         if isinstance(happening, tuple):
             yield Reading(*happening)
         elif isinstance(happening, int):

@@ -127,7 +127,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if name == "replace":
             return self._replaced(text, *args, **kwargs)
         if name == "join":
-            return self._joined(args[0] if args else (), text)
+            fields = args[0] if args else ()
+            return self._joined(fields, text)
         return function(*args, **kwargs)
 
     def wrap_str_format(self, value: Any) -> Any:
@@ -182,7 +183,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     ) -> str:
         text = self._text(value)
         self._check(len(text) + text.count(old) * len(new))
-        return text.replace(old, new, -1 if count is None else count)
+        most = -1 if count is None else count
+        return text.replace(old, new, most)
 
     def _indent(
         self, value: Any, width: int | str = 4, first: bool = False, blank: bool = False

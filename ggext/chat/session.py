@@ -21,6 +21,7 @@ from ggext.errors import GgextError, OutputError, UsageError
 from ggext.folders import state_folder
 from ggext.gguf.plain_files import create_plain
 from ggext.runtime import store
+from ggext.runtime.checked_state import StateError
 from ggext.runtime.closing import Closing
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ _WORTH_SAVING = 30.0  # seconds of reading that a crash may cost
 
 
 class Keeper(Closing):
-    """Keeps one chat: ``turns`` are those that were there, of which the ``left`` oldest after the
-    system prompt had left the context; with ``session`` its KV cache as well.
+    """Keeps one chat: ``turns`` are those that were there, of which the ``dropped_turns`` oldest
+    after the system prompt had left the context; with ``session`` its KV cache as well.
 
     Raises TranscriptError, OutputError.
     """
@@ -44,7 +45,7 @@ class Keeper(Closing):
         self._state = folder / STATE
         self._journal = Journal(folder / JOURNAL, model)
         self.turns = tuple(self._journal.turns)
-        self.left = self._journal.left
+        self.dropped_turns = self._journal.dropped_turns
         self.model = self._journal.model
         self.damaged = self._journal.damaged
         self._settings = kept_settings.load(folder)
@@ -66,7 +67,7 @@ class Keeper(Closing):
             count = store.restore(
                 self._state, self.session, store.session_key(self.session)
             )
-        except store.StateError as error:
+        except StateError as error:
             return False, self._replay(str(error))
         self._saved = _content(self.session)
         return (
@@ -81,9 +82,9 @@ class Keeper(Closing):
             else "a new chat"
         )
 
-    def record(self, turns: Sequence[Turn], left: int = 0) -> str:
+    def record(self, turns: Sequence[Turn], dropped_turns: int = 0) -> str:
         """Brings the journal up to date; a sentence if it had vanished. Raises OutputError."""
-        return self._journal.update(turns, left)
+        return self._journal.update(turns, dropped_turns)
 
     def keep_settings(self, settings: KeptSettings) -> None:
         """Writes down what the chat runs with, where something was said. Raises OutputError."""
@@ -181,10 +182,10 @@ def _last_use(folder: Path) -> float:
 def last_chat() -> str:
     """The name of the chat in which something was said last. Raises UsageError where there is
     none."""
-    found = chats()
-    if not found:
+    saved = chats()
+    if not saved:
         raise UsageError("there is no chat to go on with; ggext chat FILE begins one")
-    return found[0].name
+    return saved[0].name
 
 
 def kept_chat(name: str) -> KeptSettings | None:

@@ -111,6 +111,6 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _begins(turns: list[Turn]) -> str:
-    asked = next((turn.content for turn in turns if turn.role == "user"), "")
-    words = " ".join(asked.split())
+    first_question = next((turn.content for turn in turns if turn.role == "user"), "")
+    words = " ".join(first_question.split())
     return words if len(words) <= _QUOTED else f"{words[:_QUOTED]}…"

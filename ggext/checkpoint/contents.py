@@ -98,9 +98,9 @@ def _own_format(folder: Path) -> str:
 
 
 def _other_format(folder: Path) -> str:
-    for pattern, said in _OTHER_FORMATS.items():
+    for pattern, description in _OTHER_FORMATS.items():
         if any(folder.glob(pattern)):
-            return said
+            return description
     return ""
 
 

@@ -2,7 +2,8 @@
 that they stand for.
 
 Two layouts: ``quant_method`` fp8 (DeepSeek-V3, Qwen3-FP8, Devstral: ``NAME_scale_inv``, one for
-each block of ``weight_block_size`` or one for the tensor) and compressed-tensors with the format
+each block of ``weight_block_size`` or one for the tensor; DeepSeek 4: ``scale`` next to ``weight``,
+whose bytes are exponents) and compressed-tensors with the format
 float-quantized (``NAME_scale``, one for the tensor, one a row, or one a block). A value is
 float32(weight) · float32(scale), rounded to the type that the configuration states for the weights
 (``dtype``, else float32): what transformers loads with ``dequantize=True, dtype="auto"``. Other
@@ -11,7 +12,7 @@ quantizations are refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
+_SCALES = ("F32", "F16", "BF16", "F8_E8M0")
 _DTYPES = {"bfloat16": "BF16", "float16": "F16"}
 #: Quantizations that a family reads itself.
 _BY_FAMILY = {"mxfp4"}
@@ -44,22 +46,29 @@ _UNUSED = (
 )
 
 
+def believed_over(tensors: Collection[CheckpointTensor], config: Config) -> list[str]:
+    """A note where ``config`` says that the tensors are quantized, and they are plain floats."""
+    stated = _stated(config)
+    if stated is None or not is_plain(tensors):
+        return []
+    method = quote(str(stated.get("quant_method", "?")), 40)
+    note = (
+        f"quantization_config says {method}, and every tensor is a plain float: the tensors are "
+        "believed"
+    )
+    return [note]
+
+
 def weights_of(
-    tensors: dict[str, CheckpointTensor], config: Config, notes: list[str] | None = None
+    tensors: dict[str, CheckpointTensor], config: Config
 ) -> dict[str, CheckpointTensor]:
     """``tensors`` with each float8 weight as the values that it stands for, and without its scales.
-    They are believed over ``config``: ``notes`` gets a line where they are plain floats and it says
-    otherwise.
+    They are believed over ``config`` (``believed_over`` says where).
 
     Raises ``CheckpointError`` for a quantization that is not known, and for scales that do not fit.
     """
     stated = _stated(config)
     if is_plain(tensors.values()):
-        if stated is not None and notes is not None:
-            notes.append(
-                f"quantization_config says {quote(str(stated.get('quant_method', '?')), 40)}, and "
-                "every tensor is a plain float: the tensors are believed"
-            )
         return tensors
     dtype = _with_text(config).string("dtype", "torch_dtype", default="float32")
     packed = unpacked(tensors, stated or {}, _DTYPES.get(dtype, "F32"))
@@ -69,22 +78,38 @@ def weights_of(
         tensors = packed
         if is_plain(tensors.values()):
             return tensors
-    found = _quantization(tensors, stated, config.source)
-    if found is None:
+    quantization = _quantization(tensors, stated, config.source)
+    if quantization is None:
         return tensors
-    suffix, block = found
+    suffix, block = quantization
     dtype = "BF16" if dtype == "bfloat16" else "F32"
     weights: dict[str, CheckpointTensor] = {}
     for name, tensor in tensors.items():
-        base = name.removesuffix(suffix)
-        if (base != name and base in tensors) or name.endswith(_UNUSED):
+        weight = _scaled_by(name, suffix, tensors)
+        if weight is not None or name.endswith(_UNUSED):
             continue
+        scale = tensors.get(name + suffix) or tensors.get(_plain_scale(name))
         weights[name] = (
-            _scaled(tensor, tensors.get(name + suffix), dtype, block)
-            if tensor.dtype in FLOAT8
-            else tensor
+            _scaled(tensor, scale, dtype, block) if tensor.dtype in FLOAT8 else tensor
         )
     return weights
+
+
+def _plain_scale(name: str) -> str:
+    """The scale of a weight where it is called no more than that."""
+    return f"{name.removesuffix('weight')}scale"
+
+
+def _scaled_by(
+    name: str, suffix: str, tensors: Mapping[str, CheckpointTensor]
+) -> CheckpointTensor | None:
+    """The weight whose scale a tensor is, if it is one. What is called ``scale`` alone is one of a
+    float8 weight, and may be another's (MXFP4) that the family reads."""
+    weight = tensors.get(name.removesuffix(suffix)) if name.endswith(suffix) else None
+    if weight is None and name.endswith(".scale"):
+        weight = tensors.get(f"{name.removesuffix('scale')}weight")
+        return weight if weight is not None and weight.dtype in FLOAT8 else None
+    return weight
 
 
 def _stated(config: Config) -> Mapping[str, Any] | None:
@@ -138,8 +163,8 @@ def _quantization(
 
 def _with_text(config: Config) -> Config:
     """With what ``text_config`` says where the configuration itself is silent."""
-    said = {key: value for key, value in config.values.items() if value is not None}
-    return replace(config, values={**(text_part(config.values) or {}), **said})
+    stated = {key: value for key, value in config.values.items() if value is not None}
+    return replace(config, values={**(text_part(config.values) or {}), **stated})
 
 
 def _block(value: object, where: str) -> tuple[int, int] | None:
@@ -215,9 +240,10 @@ def _scaled(
             f"{tensor.path}: tensor {tensor.name} is {tensor.dtype} {list(tensor.shape)}, not a "
             "matrix"
         )
-    if scale.dtype not in ("F32", "BF16", "F16"):
+    if scale.dtype not in _SCALES:
         raise CheckpointError(
-            f"{scale.path}: the scale {scale.name} is {scale.dtype}, expected F32, F16 or BF16"
+            f"{scale.path}: the scale {scale.name} is {scale.dtype}, expected "
+            f"{', '.join(_SCALES)}"
         )
     rows, columns = tensor.shape
     extent = _extent(tensor.shape, scale.shape, block)
@@ -258,6 +284,19 @@ def _extent(
     return None
 
 
+def _scale_values(scale: CheckpointTensor) -> np.ndarray[Any, Any]:
+    """In float32."""
+    import numpy as np
+
+    stored = scale.array()
+    if scale.dtype == "BF16":
+        return bfloat16_values(stored)
+    values = stored.astype("<f4")
+    if scale.dtype == "F8_E8M0":  # exponents of two
+        values = np.ldexp(np.float32(1), stored.astype("<i4") - 127)
+    return values
+
+
 @dataclass(frozen=True)
 class ScaledTensor(CheckpointTensor):
     """``dtype``, ``shape``, ``nbytes``: of the values. ``extent``: the rows and columns that share
@@ -276,12 +315,7 @@ class ScaledTensor(CheckpointTensor):
         rows_each, columns_each = self.extent
         bits = self.weight.array()
         table = float8_values(self.weight.dtype)
-        stored = self.scale.array()
-        scales = (
-            bfloat16_values(stored)
-            if self.scale.dtype == "BF16"
-            else stored.astype("<f4")
-        )
+        scales = _scale_values(self.scale)
         scales = scales.reshape(-(-rows // rows_each), -1)
 
         def make(index: Any) -> np.ndarray[Any, Any]:

@@ -95,10 +95,10 @@ def fetch(
     remote.download([_UNINDEXED])
     if any(folder.glob(_UNINDEXED)):
         return folder
-    said = what_it_is(folder) or (
+    reason = what_it_is(folder) or (
         f"has neither {' nor '.join(FORMATS)}; give a repository with such weights"
     )
-    raise HubError(f"{remote.name} {said}")
+    raise HubError(f"{remote.name} {reason}")
 
 
 @contextmanager
@@ -139,11 +139,11 @@ def _small_files(
     remote = Repository(path.as_posix(), revision, show_progress=show_progress)
     folder = remote.download(_SMALL_FILES)
     if not (folder / "config.json").is_file():
-        said = (
+        reason = (
             what_it_is(folder)
             or "has no config.json, so it is no model that can be converted"
         )
-        raise HubError(f"{remote.name} {said}; see {remote.page}")
+        raise HubError(f"{remote.name} {reason}; see {remote.page}")
     if check is not None:
         check(folder)
     return remote, folder

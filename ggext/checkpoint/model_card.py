@@ -35,10 +35,9 @@ def general_metadata(
     name: str,
     arch: str,
     tensors: Iterable[tuple[str, tuple[int, ...]]],
-    notes: list[str],
-) -> dict[str, Any]:
-    """Full keys → values. ``name``: the model's, for what its card does not say. ``tensors``: name
-    and shape (PyTorch order) of all. ``notes`` gets a line where the card cannot be read."""
+) -> tuple[dict[str, Any], list[str]]:
+    """Full keys → values, and a note where the card cannot be read. ``name``: the model's, for what
+    its card does not say. ``tensors``: name and shape (PyTorch order) of all."""
     import numpy as np
     from gguf import GGUFWriter
 
@@ -47,7 +46,7 @@ def general_metadata(
         writer.add_tensor_info(tensor, shape, np.dtype("float32"), 0)
     sampling = _sampling(folder)
     try:
-        return _described(writer, _card(folder), sampling, name)
+        return _described(writer, _card(folder), sampling, name), []
     except (
         OSError,
         ValueError,
@@ -57,11 +56,11 @@ def general_metadata(
         AssertionError,
         RecursionError,
     ) as error:
-        notes.append(
+        note = (
             f"README.md: its front matter cannot be used ({first_line(error)[:80]}); what it says "
             "is left out"
         )
-        return _described(writer, {}, sampling, name)
+        return _described(writer, {}, sampling, name), [note]
 
 
 def _card(folder: Path) -> dict[str, Any]:

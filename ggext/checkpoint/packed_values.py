@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.safetensors import CheckpointTensor, bfloat16_values
@@ -14,20 +15,34 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
+#: What a reader of `ggext.checkpoint.packed` finds of a module: the shape of its matrix, and from
+#: an index of rows to their values in float32.
+Found = tuple[tuple[int, ...], Callable[[Any], "Array"]]
 Tensors = Mapping[str, CheckpointTensor]
 FLOAT_DTYPES = ("F32", "BF16", "F16")
 
 
 def codes_of(words: Array, bits: int) -> Array:
-    """The codes of ``bits`` bits in the words of the last dimension, the lowest first: uint8."""
+    """The codes of ``bits`` bits (1 to 8) in the words of the last dimension: one stream of bits,
+    the lowest of the first word first, so that a code may lie in two words. uint8; more than were
+    packed where the words have bits to spare."""
     import numpy as np
 
     stored = np.ascontiguousarray(words).view("u1")
     if bits == 8:
         return stored
-    shifts = np.arange(0, 8, bits, dtype="u1")
-    codes = (stored[..., None] >> shifts) & ((1 << bits) - 1)
-    return codes.reshape(*stored.shape[:-1], -1)
+    n_bytes = math.lcm(bits, 8) // 8
+    if missing := -stored.shape[-1] % n_bytes:
+        no_more = [(0, 0)] * (stored.ndim - 1)
+        stored = np.pad(stored, [*no_more, (0, missing)])
+    packs = stored.reshape(*stored.shape[:-1], -1, n_bytes)
+    whole = np.zeros(packs.shape[:-1], "<u8")
+    for i in range(n_bytes):
+        whole |= packs[..., i].astype("<u8") << np.uint64(8 * i)
+    codes = np.empty((*whole.shape, 8 * n_bytes // bits), "u1")
+    for i in range(codes.shape[-1]):
+        codes[..., i] = whole >> np.uint64(bits * i) & np.uint64((1 << bits) - 1)
+    return codes.reshape(*whole.shape[:-1], -1)
 
 
 def groups_of_columns(
@@ -67,8 +82,10 @@ def read_group_index(
 
 def spread_over_rows(scale: CheckpointTensor, rows: Any) -> Array:
     """The scales of the rows, one row of them where all rows share it."""
-    stored = scale.array().reshape(scale.shape[0] if scale.shape else 1, -1)
-    return to_float32(stored if len(stored) == 1 else stored[rows], scale.dtype)
+    n_rows = scale.shape[0] if scale.shape else 1
+    stored = scale.array().reshape(n_rows, -1)
+    chosen_rows = stored if len(stored) == 1 else stored[rows]
+    return to_float32(chosen_rows, scale.dtype)
 
 
 def floats_of(tensor: CheckpointTensor) -> Array:
@@ -83,7 +100,7 @@ def to_float32(values: Array, dtype: str) -> Array:
     return bfloat16_values(values) if dtype == "BF16" else values.astype("<f4")
 
 
-def packing_error(tensor: CheckpointTensor, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"{tensor.path}: tensor {tensor.name} {what}; download it again"
-    )
+def packing_error(
+    tensor: CheckpointTensor, what: str, remedy: str = "download it again"
+) -> CheckpointError:
+    return CheckpointError(f"{tensor.path}: tensor {tensor.name} {what}; {remedy}")

@@ -42,7 +42,8 @@ def _models(names: list[str]) -> list[list[str]]:
     for name in sorted(names):
         if not Path(name).name.lower().startswith("mmproj"):
             match = _PART.fullmatch(name)
-            models.setdefault(match[1] if match else name, []).append(name)
+            model = match[1] if match else name
+            models.setdefault(model, []).append(name)
     return list(models.values())
 
 

@@ -7,16 +7,21 @@ from collections.abc import Iterable
 from ggext.checkpoint.safetensors import CheckpointTensor
 
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
-_FLOATS = "take the unquantized model, and quantize with type=TYPE"
+#: How to get the floats of what is not read.
+UNQUANTIZED = "take the unquantized model, and quantize with type=TYPE"
 #: Ends of tensors' names and the dtype there → what made them, and how to get the floats.
 _MADE_BY: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
-    ((".absmax", ".quant_map"), "", "bitsandbytes in 4 bits", _FLOATS),
-    ((".SCB",), "", "bitsandbytes in 8 bits", _FLOATS),
-    ((".q_weight", ".q_scale"), "I32", "EXL2", _FLOATS),
-    ((".trellis",), "I16", "EXL3", _FLOATS),
-    ((".W_q",), "", "HQQ", _FLOATS),
-    ((".codes", ".codebooks"), "", "AQLM", _FLOATS),
-    ((".Qidxs",), "", "QuIP#", _FLOATS),
+    ((".absmax", ".quant_map"), "", "bitsandbytes in 4 bits", UNQUANTIZED),
+    ((".SCB",), "", "bitsandbytes in 8 bits", UNQUANTIZED),
+    ((".q_weight", ".q_scale"), "I32", "EXL2", UNQUANTIZED),
+    ((".trellis",), "I16", "EXL3", UNQUANTIZED),
+    ((".W_q",), "", "HQQ", UNQUANTIZED),
+    ((".codes", ".codebooks"), "", "AQLM", UNQUANTIZED),
+    ((".Qidxs",), "", "QuIP#", UNQUANTIZED),
+    ((".B", ".s_channel"), "I32", "QQQ", UNQUANTIZED),
+    ((".B", ".s"), "I32", "GPTQ and laid out for Marlin", UNQUANTIZED),
+    ((".qweight", ".scales"), "I8", "GPTQ and laid out for BitBLAS", UNQUANTIZED),
+    ((".qweight", ".scales"), "I32", "AWQ and laid out for Marlin", UNQUANTIZED),
 )
 
 

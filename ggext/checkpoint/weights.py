@@ -42,19 +42,29 @@ class _Chosen:
     unindexed: bool = False
 
 
-def read_tensors(
-    folder: Path, notes: list[str] | None = None
-) -> dict[str, CheckpointTensor]:
-    """All tensors of a checkpoint by name. ``notes`` gets a line for weights that are there and not
-    read. Raises ``CheckpointError`` naming file, tensor and remedy."""
-    told = [] if notes is None else notes
+@dataclass(frozen=True)
+class StoredTensors:
+    """The tensors of a checkpoint."""
+
+    by_name: Mapping[str, CheckpointTensor]
+    # A line for weights that are there and not read.
+    notes: tuple[str, ...]
+
+
+def read_tensors(folder: Path) -> dict[str, CheckpointTensor]:
+    """All tensors of a checkpoint by name. Raises as ``read_stored``."""
+    return dict(read_stored(folder).by_name)
+
+
+def read_stored(folder: Path) -> StoredTensors:
+    """All tensors of a checkpoint. Raises ``CheckpointError`` naming file, tensor and remedy."""
     chosen = _chosen(folder)
     if chosen is None:
         raise refusal(
             folder,
             f"has neither {', '.join(FORMATS)} nor an index of shards; download the weights",
         )
-    told += _not_read(folder, chosen) + adapter_note(folder)
+    notes = _not_read(folder, chosen) + adapter_note(folder)
     tensors: dict[str, CheckpointTensor] = {}
     for name in chosen.files:
         if not (folder / name).is_file():
@@ -63,11 +73,12 @@ def read_tensors(
             )
         check_link(folder / name)
         for tensor in FORMATS[_format_of(name)](folder / name):
-            _check_repeated(tensors.get(tensor.name), tensor, told)
+            if tensor.name in tensors:
+                notes.append(_same_tensor(tensors[tensor.name], tensor))
             tensors[tensor.name] = tensor
     if chosen.name.endswith(_INDEX) and not chosen.unindexed:
         _check_promised(folder / chosen.name, tensors)
-    return tensors
+    return StoredTensors(tensors, tuple(notes))
 
 
 def preferred(folder: Path) -> list[str]:
@@ -171,19 +182,15 @@ def _others(folder: Path, chosen: _Chosen) -> list[str]:
     return sorted(left_out, key=lambda name: (not name.endswith(_INDEX), name))
 
 
-def _check_repeated(
-    before: CheckpointTensor | None, tensor: CheckpointTensor, notes: list[str]
-) -> None:
-    """Of a tensor in two files the values must be the same."""
-    if before is None:
-        return
+def _same_tensor(before: CheckpointTensor, tensor: CheckpointTensor) -> str:
+    """A note on a tensor in two files. Raises ``CheckpointError`` where its values differ."""
     both = f"tensor {tensor.name} is in {before.path.name} and in {tensor.path.name}"
     if not same_values(before, tensor):
         raise CheckpointError(
             f"{tensor.path.parent}: {both}, with other values; remove the file that is left from "
             "another model"
         )
-    notes.append(f"{both}, with the same values")
+    return f"{both}, with the same values"
 
 
 def _check_promised(index: Path, tensors: Mapping[str, CheckpointTensor]) -> None:

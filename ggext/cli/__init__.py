@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from ggext._version import __version__
-from ggext.cli.process import debug, failed, run, said
+from ggext.cli.process import debug, failed, print_error, run
 from ggext.cli.suggest import unknown_command, unknown_option
 
 #: Command → its line in the list of commands. The module of the same name holds it, as a function
@@ -129,7 +129,7 @@ def _fail_usage(error: click.UsageError, command: str) -> NoReturn:
         message = unknown_option(error)
     else:
         message = error.format_message().rstrip(".")
-    sys.exit(said(f"{message}; see {command} --help", 2))
+    sys.exit(print_error(f"{message}; see {command} --help", 2))
 
 
 def _next_step() -> str:

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ggext.cli import chat_options
-from ggext.cli.chat_input import Asked, asked
+from ggext.cli.chat_input import ChatInput, parse_input
 from ggext.cli.chat_open import open_chat, require_extras
 from ggext.cli.chat_request import Request, new_request
 from ggext.cli.process import STOPPED, is_debugged
@@ -64,7 +64,7 @@ def chat(**given: Any) -> None:
 
 def run(request: Request) -> None:
     """One question if the request has one, else the loop. Raises GgextError."""
-    question = asked(request.prompt, request.documents, one_answer=request.json)
+    question = parse_input(request.prompt, request.documents, one_answer=request.json)
     if request.json and question.is_chat:
         raise UsageError(
             "--json answers one question: give it with -p, -f or on the standard input"
@@ -86,7 +86,7 @@ def run(request: Request) -> None:
             raise SystemExit(error.exit_code) from error
 
 
-def _screen(request: Request, question: Asked) -> Screen:
+def _screen(request: Request, question: ChatInput) -> Screen:
     from ggext.folders import state_folder
     from ggext.screen.events import JsonScreen
     from ggext.screen.terminal import answer_screen, open_screen
@@ -117,15 +117,13 @@ def _grammar(schema: str | None, grammar: Path | None) -> Grammar | None:
     if schema is not None:
         from ggext.runtime.sampling import json_grammar
 
-        return json_grammar(
-            schema
-            if schema.lstrip().startswith("{")
-            else read_document(Path(schema)).text
-        )
+        if not schema.lstrip().startswith("{"):
+            schema = read_document(Path(schema)).text
+        return json_grammar(schema)
     return None if grammar is None else read_document(grammar).text
 
 
-def _converse(chat: Chat, question: Asked) -> None:
+def _converse(chat: Chat, question: ChatInput) -> None:
     from ggext.chat.commands import obey
     from ggext.chat.loop import without_question
 
@@ -144,7 +142,7 @@ def _converse(chat: Chat, question: Asked) -> None:
     chat.run(obey)
 
 
-def _answer(chat: Chat, question: Asked) -> None:
+def _answer(chat: Chat, question: ChatInput) -> None:
     from ggext.chat.loop import ask, without_question
     from ggext.chat.notices import notices, status
 
@@ -174,11 +172,11 @@ def _answer(chat: Chat, question: Asked) -> None:
     if code:
         raise SystemExit(code)
     grammar = conversation.sampling.grammar
-    said = conversation.turns[-1].content
+    answer = conversation.turns[-1].content
     if grammar is not None and outcome.finish != "eog":
         from ggext.runtime.constraint import is_complete
 
-        if not is_complete(grammar, said):
+        if not is_complete(grammar, answer):
             why = {"length": "--max-tokens", "stop": "--stop"}[outcome.finish]
             raise ModelError(
                 f"the answer is not whole: {why} cut it before its grammar ended"

@@ -17,7 +17,7 @@ _STDIN = "-"
 
 
 @dataclass(frozen=True)
-class Asked:
+class ChatInput:
     """One question, or a chat."""
 
     # what is typed after the documents; None: a chat, or documents alone
@@ -38,7 +38,9 @@ class Asked:
         return with_documents(texts[:-1], texts[-1])
 
 
-def asked(prompt: str | None, names: Sequence[str], *, one_answer: bool) -> Asked:
+def parse_input(
+    prompt: str | None, names: Sequence[str], *, one_answer: bool
+) -> ChatInput:
     """What is asked. Raises UsageError.
 
     What is piped is a document where `prompt` asks a question, and else the question. Documents
@@ -49,7 +51,7 @@ def asked(prompt: str | None, names: Sequence[str], *, one_answer: bool) -> Aske
     documents = [_document(name) for name in names]
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if prompt is None and on_terminal and not one_answer:
-        return Asked(None, tuple(documents), is_chat=True)
+        return ChatInput(None, tuple(documents), is_chat=True)
     question = prompt
     if _STDIN not in names and _is_piped(
         optional=prompt is not None or bool(documents)
@@ -61,12 +63,12 @@ def asked(prompt: str | None, names: Sequence[str], *, one_answer: bool) -> Aske
             documents.append(piped)
     if not question and not documents:
         if question is None:
-            return Asked(None, (), is_chat=True)
+            return ChatInput(None, (), is_chat=True)
         where = "nothing on the standard input" if prompt is None else "-p is empty"
         raise UsageError(
             f"there is no question: {where}; ask with -p TEXT, or give a text to continue with -f"
         )
-    return Asked(question, tuple(documents), is_chat=False)
+    return ChatInput(question, tuple(documents), is_chat=False)
 
 
 def _is_piped(*, optional: bool) -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ggext.chat.loop import Chat
     from ggext.chat.screens import Screen
     from ggext.chat.session import Keeper
-    from ggext.cli.chat_input import Asked
+    from ggext.cli.chat_input import ChatInput
     from ggext.footprint.cache import Swa
     from ggext.runtime.auto import Chosen
     from ggext.runtime.engine import Session, SessionOptions
@@ -99,18 +99,19 @@ class Engine:
 
         model = self.model
         session = self.session
-        choices = Choices(
-            self.request.kv, session.n_batch, swa=cast("Swa", self.request.swa)
-        )
+        choices = Choices(self.request.kv, session.n_batch, swa=self._options.windows)
         memory = capacity.room(model, choices)
+        free = None if memory is None else memory.free
+        cache = None if memory is None else memory.cache
+        needed = None if memory is None else memory.needed
         return Room(
             self.request.file,
             session.n_ctx,
             model.n_ctx_train,
             model.n_ctx_original,
-            None if memory is None else memory.needed,
-            None if memory is None else memory.cache,
-            None if memory is None else memory.free,
+            needed,
+            cache,
+            free,
             self._options.memory.when_full,
             getattr(session.memory, "reserved", 0),
             session.computes,
@@ -185,8 +186,9 @@ class Engine:
 def _session_options(request: Request, *, is_empty: bool) -> SessionOptions:
     from ggext.runtime.engine import MemoryOptions, SessionOptions
 
+    n_ctx = None if request.ctx == "auto" else request.ctx
     return SessionOptions(
-        None if request.ctx == "auto" else request.ctx,
+        n_ctx,
         request.threads,
         request.batch_size,
         flash_attention=_FLASH[request.flash_attn],
@@ -195,6 +197,7 @@ def _session_options(request: Request, *, is_empty: bool) -> SessionOptions:
             cast("WhenFull", request.policy),
             keep=request.keep,
             evicted=cast("Evicted | None", request.evicted),
+            evicted_memory=request.evicted_memory,
         ),
         dynamic_ntk=cast("DynamicNtk | None", request.dynamic_ntk),
         swa=cast("Swa", request.swa),
@@ -204,7 +207,12 @@ def _session_options(request: Request, *, is_empty: bool) -> SessionOptions:
 
 
 def open_chat(
-    request: Request, screen: Screen, stack: ExitStack, asked: Asked, *, debug: bool
+    request: Request,
+    screen: Screen,
+    stack: ExitStack,
+    chat_input: ChatInput,
+    *,
+    debug: bool,
 ) -> Chat:
     """The chat that a request asks for, with what there was of it. Raises GgextError."""
     from ggext.chat.conversation import Conversation
@@ -213,8 +221,10 @@ def open_chat(
     is_long = (
         request.documents or request.session is not None or request.load is not None
     )
-    text = sum(len(one.text) for one in asked.documents) // _CHARACTERS
-    engine = Engine(request, screen, is_empty=asked.is_chat and not is_long, text=text)
+    text = sum(len(one.text) for one in chat_input.documents) // _CHARACTERS
+    engine = Engine(
+        request, screen, is_empty=chat_input.is_chat and not is_long, text=text
+    )
     stack.callback(engine.close)
     request = engine.request
     conversation = Conversation(
@@ -232,7 +242,7 @@ def open_chat(
         _load(request, conversation, screen)
     screen.markdown = request.markdown and conversation.prompts.template is not None
     keeper = _keeper(
-        request, screen, conversation, engine.session, is_chat=asked.is_chat
+        request, screen, conversation, engine.session, is_chat=chat_input.is_chat
     )
     chat = Chat(conversation, screen, engine.room(), keeper, debug=debug)
     if keeper is not None:
@@ -241,12 +251,12 @@ def open_chat(
 
     def reopen(tokens: int | None, policy: str) -> tuple[Room, list[str]]:
         try:
-            said = engine.reopen(tokens, policy)
+            notices = engine.reopen(tokens, policy)
         finally:
             conversation.change_engine(engine.session)
             if chat.keeper is not None and chat.keeper.session is not None:
                 chat.keeper.session = engine.session
-        return engine.room(), said
+        return engine.room(), notices
 
     chat.reopen = reopen
     chat.settings = lambda: _settings(request, chat, engine)
@@ -283,14 +293,16 @@ def _settings(request: Request, chat: Chat, engine: Engine) -> KeptSettings:
         think = "hide"
     adapter = None if request.adapter is None else os.path.abspath(request.adapter)
     sampled: dict[str, Any] = {name: getattr(sampling, name) for name in SAMPLED}
+    when_full = "turns" if options.drop_turns else chat.room.when_full
     return KeptSettings(
         model=os.path.abspath(request.file),
         max_tokens=options.max_tokens,
         stop=options.stop,
         think=cast("Any", think),
-        when_full="turns" if options.drop_turns else chat.room.when_full,
+        when_full=when_full,
         keep=request.keep,
         evicted=request.evicted,
+        evicted_memory=request.evicted_memory,
         ctx=engine.ctx,
         kv=request.kv,
         swa=request.swa,
@@ -337,18 +349,19 @@ def _resume(
 
     if request.session is None:
         return
-    restored, said = keeper.restore()
+    restored, summary = keeper.restore()
     if keeper.turns:
         by_turns = request.when_full in (
             "stop",
             "turns",
         )  # the others are given every turn
-        conversation.restart(keeper.turns, keeper.left if by_turns else 0)
+        dropped_turns = keeper.dropped_turns if by_turns else 0
+        conversation.restart(keeper.turns, dropped_turns)
         if restored:
             conversation.is_cached()
         if request.options.system is not None:
             conversation.set_system(request.options.system)
-    screen.notice(f"session {keeper.name}: {questions(keeper.turns)}; {said}")
+    screen.notice(f"session {keeper.name}: {questions(keeper.turns)}; {summary}")
     if request.as_it_was:
         screen.notice(f"with what it had: {request.as_it_was}")
     for notice in left_earlier(conversation):

@@ -10,7 +10,7 @@ import click
 
 from ggext.cli.groups import GroupedCommand, group
 from ggext.cli.models import GGUF
-from ggext.cli.numbers import TOKENS, TOKENS_OR_AUTO
+from ggext.cli.numbers import SIZE, TOKENS, TOKENS_OR_AUTO
 from ggext.cli.process import debug
 from ggext.errors import UsageError
 from ggext.runtime.memory.options import EVICTED, POLICIES
@@ -104,7 +104,8 @@ def template_choice(file: Path | None, options: tuple[str, ...]) -> TemplateChoi
             values[name] = json.loads(value)
         except (ValueError, RecursionError):
             values[name] = value
-    return TemplateChoice(None if file is None else read_document(file).text, values)
+    text = None if file is None else read_document(file).text
+    return TemplateChoice(text, values)
 
 
 kept = group(
@@ -262,6 +263,15 @@ context = group(
             "With --when-full compress or landmark: what becomes of tokens that leave the context. "
             "kept: a question brings back the passages that it asks for.  [default: compress "
             "dropped, landmark kept]"
+        ),
+    ),
+    click.option(
+        "--evicted-memory",
+        type=SIZE,
+        metavar="SIZE",
+        help=(
+            "What is kept of such tokens takes so much memory at most (2G, 500M); the oldest are "
+            "forgotten, and it says so.  [default: a quarter of what is free]"
         ),
     ),
     click.option(

@@ -39,6 +39,7 @@ class Request:
     when_full: str
     keep: float
     evicted: str | None
+    evicted_memory: int | None
     dynamic_ntk: str | None
     load: Path | None
     session: str | None
@@ -84,9 +85,8 @@ def new_request(
             if name not in explicit
         }
         as_it_was = kept.changed(explicit)
-    file, words = _file_and_words(
-        values.pop("model"), values.pop("words"), None if kept is None else kept.model
-    )
+    saved_model = None if kept is None else kept.model
+    file, words = _file_and_words(values.pop("model"), values.pop("words"), saved_model)
     prompt = values.pop("prompt")
     if words and prompt is not None:
         raise UsageError(
@@ -106,11 +106,13 @@ def new_request(
         values["when_full"] == "turns",
         template_choice(values.pop("template"), values.pop("template_option")),
     )
+    adapter = None if adapter is None else Path(adapter)
+    prompt = " ".join(words) if words else prompt
     return Request(
         file=metadata_part(file),
-        prompt=" ".join(words) if words else prompt,
+        prompt=prompt,
         session=session,
-        adapter=None if adapter is None else Path(adapter),
+        adapter=adapter,
         sampling=sampling,
         options=options,
         explicit=frozenset(explicit),

@@ -48,7 +48,7 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     os.environ.setdefault(
         "OPENBLAS_NUM_THREADS", "1"
     )  # NumPy starts them on import, 0.06 s of CPU time; none is used
-    asked = _options(model, out, options)
+    conversion = _options(model, out, options)
     if options["card"] is not None:
         from ggext.cli.eval import check_folder
 
@@ -57,22 +57,21 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     revision = options["revision"]
     check = partial(
         check_family,
-        replaced=asked.replaces_scaling,
-        gain_replaced=asked.attention_factor is not None,
+        replaced=conversion.replaces_scaling,
+        gain_replaced=conversion.attention_factor is not None,
     )
     if by_ggext and options["dry_run"]:
         named = click.get_current_context().with_resource(
             planned_model(model, revision, check=check)
         )
     else:
-        named = named_model(
-            model, revision, show_progress=True, check=check if by_ggext else None
-        )
-    asked = replace(asked, model=named)
+        checked = check if by_ggext else None
+        named = named_model(model, revision, show_progress=True, check=checked)
+    conversion = replace(conversion, model=named)
     if by_ggext:
-        _convert(asked, options)
+        _convert(conversion, options)
     else:
-        _convert_via_llama_cpp(asked, options)
+        _convert_via_llama_cpp(conversion, options)
 
 
 def _without_collector() -> None:
@@ -84,14 +83,14 @@ def _without_collector() -> None:
 
 
 def _convert(
-    asked: ConvertOptions, options: dict[str, Any], name: str | None = None
+    conversion: ConvertOptions, options: dict[str, Any], name: str | None = None
 ) -> Plan:
     """``name``: of the model, where what is read is not the user's own file."""
     from ggext.cli.convert_report import describe, echo_wrapped, ready
     from ggext.cli.progress import transfer
     from ggext.convert import execute, plan
 
-    planned = plan(asked)
+    planned = plan(conversion)
     if options["dry_run"]:
         _, late = planned.completed()  # for its notes and errors
         planned = replace(planned, notes=(*planned.notes, *late))
@@ -108,10 +107,10 @@ def _convert(
         done = execute(planned, progress)
     for text in done.notes[printed:]:
         echo_wrapped(f"note: {text}")
-    if planned.rounding.numbers:
+    if done.rounding.numbers:
         click.echo(
-            f"folding: rounding of the query weights rms {planned.rounding.rms:.1e}, worst "
-            f"{planned.rounding.worst:.1e}, relative"
+            f"folding: rounding of the query weights rms {done.rounding.rms:.1e}, worst "
+            f"{done.rounding.worst:.1e}, relative"
         )
     for path in done.files:
         click.echo(
@@ -122,7 +121,7 @@ def _convert(
         click.echo(f"ggext undo {done.out} takes it back")
     for line in ready(done):
         click.echo(line)
-    _write_recipe(asked, options)
+    _write_recipe(conversion, options)
     if options["card"] is not None:
         from ggext.cli.eval import write_card
 
@@ -130,14 +129,14 @@ def _convert(
     return done
 
 
-def _convert_via_llama_cpp(asked: ConvertOptions, options: dict[str, Any]) -> None:
+def _convert_via_llama_cpp(conversion: ConvertOptions, options: dict[str, Any]) -> None:
     """What is written is verified at once: ggext has not read this checkpoint itself."""
     from ggext.checkpoint.named import shown
     from ggext.convert.llama_cpp_converter import converted
 
-    name = shown(asked.model)
+    name = shown(conversion.model)
     note(f"{name}: llama.cpp's converter runs")
-    with converted(asked, options["via_llama_cpp"]) as through:
+    with converted(conversion, options["via_llama_cpp"]) as through:
         done = _convert(through, options, name)
     if options["dry_run"]:
         return
@@ -164,7 +163,8 @@ def _verify(out: Path) -> None:
         "tolerance; "
         f"ggext verify {out} shows them"
     )
-    sys.exit(0 if report.passed else 1)
+    status = 0 if report.passed else 1
+    sys.exit(status)
 
 
 def _options(model: Path, out: Path | None, options: dict[str, Any]) -> ConvertOptions:
@@ -172,7 +172,7 @@ def _options(model: Path, out: Path | None, options: dict[str, Any]) -> ConvertO
     from ggext.rope.recipe import COMMAND_LINE
 
     encoding = None if options["encoding"] == "auto" else options["encoding"]
-    asked = ConvertOptions(
+    conversion = ConvertOptions(
         model=model,
         out=out,
         rope=asked_scaling(options),
@@ -188,40 +188,41 @@ def _options(model: Path, out: Path | None, options: dict[str, Any]) -> ConvertO
         asked_by=COMMAND_LINE,
     )
     if options["recipe"] is None:
-        return asked
+        return conversion
     from ggext.gguf.writer import check_output
 
-    if not _names_a_scaling(asked):
-        return _with_recipe(asked, options["recipe"])
+    if not _names_a_scaling(conversion):
+        return _with_recipe(conversion, options["recipe"])
     check_output(options["recipe"], options["force"])
-    return asked
+    return conversion
 
 
-def _names_a_scaling(asked: ConvertOptions) -> bool:
-    return asked.rope is not None or asked.target_context is not None
+def _names_a_scaling(conversion: ConvertOptions) -> bool:
+    return conversion.rope is not None or conversion.target_context is not None
 
 
-def _with_recipe(asked: ConvertOptions, path: Path) -> ConvertOptions:
+def _with_recipe(conversion: ConvertOptions, path: Path) -> ConvertOptions:
     """The request in the file; an encoding, an attention factor or types on the command line go
     before it."""
     from ggext.convert.recipe_file import read_request
 
     request = read_request(path)
     rope = request.rope
-    if asked.attention_factor is not None:
-        rope = replace(rope, attention_factor=asked.attention_factor)
+    if conversion.attention_factor is not None:
+        rope = replace(rope, attention_factor=conversion.attention_factor)
+    written_type = request.type if conversion.type == "auto" else conversion.type
     return replace(
-        asked,
+        conversion,
         rope=rope,
         target_context=request.target_context,
-        encoding=asked.encoding or request.encoding,
-        type=request.type if asked.type == "auto" else asked.type,
-        tensor_types=request.tensor_types + asked.tensor_types,
+        encoding=conversion.encoding or request.encoding,
+        type=written_type,
+        tensor_types=request.tensor_types + conversion.tensor_types,
         attention_factor=None,
     )
 
 
-def _write_recipe(asked: ConvertOptions, options: dict[str, Any]) -> None:
+def _write_recipe(conversion: ConvertOptions, options: dict[str, Any]) -> None:
     """Without the model, where the command line names a scaling (else the recipe was read)."""
     if options["recipe"] is None or (
         options["target_context"] is None and asked_scaling(options) is None
@@ -230,11 +231,15 @@ def _write_recipe(asked: ConvertOptions, options: dict[str, Any]) -> None:
     from ggext.convert.recipe_file import Request, write_request
     from ggext.rope.scaling import RopeScaling
 
-    rope = asked.rope or RopeScaling("yarn")  # what a --target-context alone means
+    rope = conversion.rope or RopeScaling("yarn")  # what a --target-context alone means
     request = Request(
-        rope, asked.target_context, asked.encoding, asked.type, asked.tensor_types
+        rope,
+        conversion.target_context,
+        conversion.encoding,
+        conversion.type,
+        conversion.tensor_types,
     )
-    write_request(options["recipe"], request, asked.force)
+    write_request(options["recipe"], request, conversion.force)
     click.echo(f"wrote {options['recipe']}")
 
 

@@ -117,7 +117,14 @@ def _cell(recall: Recall) -> str:
 def _rest(result: DemoResult) -> str:
     """What follows the table of answers."""
     return "\n".join(
-        ["", _compressed(result), *_perplexities(result), "", *_asked(result), ""]
+        [
+            "",
+            _compressed(result),
+            *_perplexities(result),
+            "",
+            *_example_lines(result),
+            "",
+        ]
     )
 
 
@@ -150,7 +157,7 @@ def _perplexities(result: DemoResult) -> list[str]:
     ]
 
 
-def _asked(result: DemoResult) -> list[str]:
+def _example_lines(result: DemoResult) -> list[str]:
     from ggext.demo import TRAINED
 
     example = result.example

@@ -33,7 +33,8 @@ def doctor(as_json: bool, measure: bool) -> None:
     from ggext.doctor import examine
 
     report = examine(progress=lambda line: note(f"  {line}"), measure=measure)
-    click.echo(json.dumps(report.as_dict(), indent=2) if as_json else in_words(report))
+    text = json.dumps(report.as_dict(), indent=2) if as_json else in_words(report)
+    click.echo(text)
     sys.exit(not report.healthy)
 
 

@@ -125,6 +125,14 @@ def _counts(
     help="Texts for each task and length, or for each of the --lengths.",
 )
 @click.option(
+    "--needles",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Questions on each text of multikey, which is read once.",
+)
+@click.option(
     "--documents",
     type=click.IntRange(1),
     metavar="N",
@@ -189,7 +197,8 @@ def eval(  # noqa: A001 - the command's name
         report = evaluation.report()
         plan = evaluation.plan
     # First what cannot fail for want of a disk: it may have taken hours.
-    click.echo(json.dumps(report.as_dict(), indent=2) if as_json else as_table(report))
+    text = json.dumps(report.as_dict(), indent=2) if as_json else as_table(report)
+    click.echo(text)
     _write(report, plan, html, card)
     if failure is not None:
         raise failure

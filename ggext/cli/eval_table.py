@@ -34,9 +34,9 @@ def _reaches(report: EvalReport) -> list[str]:
         lines.append(report.settings[0].file)
     for setting in report.settings:
         lines.append(f"{labels[setting.name]}: trained on {setting.trained:,} tokens")
-        for found in setting.reaches:
-            definition = phrases.DEFINITIONS[found.definition]
-            lines.append(f"  effective context, {definition}: {phrases.reach(found)}")
+        for reach in setting.reaches:
+            definition = phrases.DEFINITIONS[reach.definition]
+            lines.append(f"  effective context, {definition}: {phrases.reach(reach)}")
         if setting.price is not None:
             lines.append(f"  price at a short context: {phrases.price(setting)}")
         if (cache := phrases.cache(setting)) is not None:
@@ -96,8 +96,9 @@ def _depths(report: EvalReport) -> list[str]:
         for band in range(count):
             cells = []
             for one in scores:
-                found = one.depths[band]
-                cells.append("–" if found is None else f"{100 * found[0]:.0f}")
+                share = one.depths[band]
+                cell = "–" if share is None else f"{100 * share[0]:.0f}"
+                cells.append(cell)
             rows.append((f"to {100 * (band + 1) // count} %", *cells))
         lines += columns(rows)
     return lines
@@ -114,11 +115,11 @@ def _perplexities(report: EvalReport) -> list[str]:
     rows = [("up to token", *(f"{end:,}" for _, end in edges))]
     labels = phrases.labels(report)
     for setting in measured:
-        found = {
+        by_edge = {
             (one.start, one.end): phrases.number(one.perplexity)
             for one in setting.bands
         }
-        rows.append((labels[setting.name], *(found.get(edge, "–") for edge in edges)))
+        rows.append((labels[setting.name], *(by_edge.get(edge, "–") for edge in edges)))
     return lines + columns(rows)
 
 

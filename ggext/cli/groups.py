@@ -46,7 +46,8 @@ class GroupedCommand(click.Command):
             with formatter.section(title):
                 formatter.write_dl(records)
         if other:
-            with formatter.section("Other options" if sections else "Options"):
+            title = "Other options" if sections else "Options"
+            with formatter.section(title):
                 formatter.write_dl(other)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -56,7 +56,8 @@ def inspect(file: Path, as_json: bool, plot: Path | None, before: Path | None) -
         from ggext.cli.plot import plot_table
 
         plot_table(result, plot)
-    click.echo(json.dumps(result.as_dict(), indent=2) if as_json else in_words(result))
+    text = json.dumps(result.as_dict(), indent=2) if as_json else in_words(result)
+    click.echo(text)
     if plot is not None:
         note(f"wrote {plot}")
 
@@ -67,15 +68,14 @@ def _differences(before: Path, after: Path, as_json: bool) -> str:
     from ggext.cli.progress import transfer
     from ggext.gguf.diff import diff
 
-    with transfer(
-        before.stat().st_size if before.exists() else 0, after.name
-    ) as progress:
-        found = diff(before, after, progress)
+    size = before.stat().st_size if before.exists() else 0
+    with transfer(size, after.name) as progress:
+        differences = diff(before, after, progress)
     if as_json:
-        return json.dumps([asdict(difference) for difference in found], indent=2)
+        return json.dumps([asdict(difference) for difference in differences], indent=2)
     lines = [
         f"{d.kind:6} {d.name}: {d.before or 'absent'} → {d.after or 'absent'}"
-        for d in found
+        for d in differences
     ]
     return "\n".join(lines) or f"{before} and {after} have the same keys and tensors"
 
@@ -90,6 +90,8 @@ def in_words(result: Inspection) -> str:
     ]
     if result.unopened:
         lines.append(f"llama.cpp     does not open this file: {result.unopened}")
+    if result.unsaid_choice:
+        lines.append(f"attention     {result.unsaid_choice}")
     if result.unrotated:
         return "\n".join([*lines, f"rope          none, {result.unrotated}"])
     if result.rope is None or result.geometry is None:

@@ -35,9 +35,9 @@ class Model(click.ParamType[Path]):
         from ggext.checkpoint import hub
         from ggext.checkpoint.stores import find_stored
 
-        found = find_stored(str(value), Path())
-        if found is not None and found.is_gguf:
-            return found.path
+        stored = find_stored(str(value), Path())
+        if stored is not None and stored.is_gguf:
+            return stored.path
         repository, colon, _ = str(value).partition(":")
         if colon and hub.is_hub_name(repository):
             self.fail(

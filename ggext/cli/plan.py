@@ -97,9 +97,10 @@ def plan(
     options = PlanOptions(context, gpu_layers, Choices(**choices), keep)
     with waiting("adding up the memory"):
         result = run(file, options)
-    click.echo(
+    text = (
         json.dumps(result.as_dict(), indent=2) if as_json else in_words(result, options)
     )
+    click.echo(text)
     sys.exit(result.fits is False)
 
 

@@ -60,33 +60,34 @@ def run(command: Callable[[], Any]) -> NoReturn:
         error.show()
         code = error.exit_code
     except click.ClickException as error:  # of the group's own arguments
-        code = said(f"{error.format_message().rstrip('.')}; see ggext --help", 2)
+        code = print_error(f"{error.format_message().rstrip('.')}; see ggext --help", 2)
     except OSError as error:
-        code = said(_of_output(error), 1)
+        code = print_error(_of_output(error), 1)
     _leave_streams()
-    sys.exit(code if isinstance(code, int) else 0)
+    status = code if isinstance(code, int) else 0
+    sys.exit(status)
 
 
 def failed(error: BaseException) -> NoReturn:
     """One line for what a command raised; the rest is in a file, and with --debug on the screen.
     Raises what ends a command."""
     if isinstance(error, GgextError):
-        sys.exit(said(str(error), error.exit_code))
+        sys.exit(print_error(str(error), error.exit_code))
     if isinstance(error, KeyboardInterrupt | click.Abort):
         sys.exit(STOPPED)
     if isinstance(error, MemoryError):
-        sys.exit(said("out of memory; choose a smaller model or context", 1))
+        sys.exit(print_error("out of memory; choose a smaller model or context", 1))
     if isinstance(
         error, BrokenPipeError
     ):  # whoever read our output has gone: nothing to say
         sys.exit(1)
     if isinstance(error, OSError) and error.errno in _OUTPUT and error.filename is None:
-        sys.exit(said(_of_output(error), 1))
+        sys.exit(print_error(_of_output(error), 1))
     from ggext.chat.report import in_one_line
 
     if is_debugged():
         traceback.print_exception(error)
-    sys.exit(said(in_one_line(error), 1))
+    sys.exit(print_error(in_one_line(error), 1))
 
 
 def leave_at_once(*_: object) -> NoReturn:
@@ -116,7 +117,7 @@ def note(line: str, *, end: bool = True) -> None:
         click.echo(line, err=True, nl=end)
 
 
-def said(message: str, code: int) -> int:
+def print_error(message: str, code: int) -> int:
     """Says it in one line on the standard error; the exit code."""
     note(f"ggext: {in_flags(' '.join(message.split()))}")
     return code

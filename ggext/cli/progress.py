@@ -98,7 +98,8 @@ def announced(count: int, name: str) -> Iterator[Callable[[str], None]]:
         def announce(doing: str) -> None:
             nonlocal done
             bar.set_description_str(f"{name}: {doing}", refresh=False)
-            bar.update(min(done, 1) if bar.n < count else 0)
+            advanced = min(done, 1) if bar.n < count else 0
+            bar.update(advanced)
             done += 1
             bar.refresh()
 

@@ -107,7 +107,8 @@ def search(
     """
     from ggext.search import Search, SearchOptions
 
-    options = SearchOptions(encoding=None if encoding == "auto" else encoding, **given)
+    encoding = None if encoding == "auto" else encoding
+    options = SearchOptions(encoding=encoding, **given)
     if card is not None:
         check_folder(card)
     _paint("measuring how fast this file is read")
@@ -121,8 +122,8 @@ def search(
                 _paint("writing and verifying")
                 result = running.bake()
         _paint("")
-        said = json.dumps(result.as_dict(), indent=2) if as_json else as_table(result)
-        click.echo(said)
+        text = json.dumps(result.as_dict(), indent=2) if as_json else as_table(result)
+        click.echo(text)
         if result.out is not None and not as_json:
             _say_written(running, result.out)
     if card is not None and not result.interrupted:

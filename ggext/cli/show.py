@@ -24,7 +24,8 @@ def show(model: Path, as_json: bool) -> None:
     from ggext.show import show as run
 
     card = run(model)
-    click.echo(json.dumps(card.as_dict(), indent=2) if as_json else in_words(card))
+    text = json.dumps(card.as_dict(), indent=2) if as_json else in_words(card)
+    click.echo(text)
 
 
 def in_words(card: Card) -> str:

@@ -162,7 +162,7 @@ _output = group(
         "--trials",
         type=click.IntRange(1),
         metavar="N",
-        help="Texts for each of its figures.",
+        help="Texts of the target length that questions are asked on.",
     ),
     click.option(
         "--train-only",
@@ -211,18 +211,18 @@ def tune(checkpoint: Path, check: bool, **options: Any) -> None:
     from ggext.tune.machine import check_packages
 
     check_packages()
-    asked = _options(checkpoint, scaling, options)
-    if asked.launch is not None:
-        jumps = asked.rows != "long"
+    tune_options = _options(checkpoint, scaling, options)
+    if tune_options.launch is not None:
+        jumps = tune_options.rows != "long"
         check_pairs(
-            asked.launch,
-            lora=asked.lora is not None,
+            tune_options.launch,
+            lora=tune_options.lora is not None,
             jumps=jumps,
-            attention=asked.attention,
+            attention=tune_options.attention,
         )
         if not is_started():
-            sys.exit(launch(asked.launch, sys.argv[2:]))
-    _run(asked, train_only=options["train_only"])
+            sys.exit(launch(tune_options.launch, sys.argv[2:]))
+    _run(tune_options, train_only=options["train_only"])
 
 
 def _options(
@@ -234,6 +234,7 @@ def _options(
     if options["full"] and options["lora"]:
         raise click.UsageError("--full and --lora exclude each other; give one")
     name = f"{model_name(named_model(checkpoint))}-tuned"
+    lora = None if options["full"] else options["lora"] or LORA_RANK
     return TuneOptions(
         model=checkpoint,
         texts=options["texts"],
@@ -241,7 +242,7 @@ def _options(
         scaling=scaling,
         target_context=options["target_context"],
         stages=options["stages"],
-        lora=None if options["full"] else options["lora"] or LORA_RANK,
+        lora=lora,
         type=options["type_"],
         **{
             name: options[name]
@@ -260,23 +261,28 @@ def _check(checkpoint: Path, scaling: RopeScaling, target_context: int | None) -
         click.echo(line)
 
 
-def _run(asked: TuneOptions, *, train_only: bool) -> None:
+def _run(tune_options: TuneOptions, *, train_only: bool) -> None:
+    from ggext.tune.machine import peak_memory
     from ggext.tune.run import Tuning
 
-    run = Tuning(asked)
+    run = Tuning(tune_options)
     echo = click.echo if run.machine.is_first else _silent
     for line in describe(run):
         echo(line)
     run.begin()
     with _stopping(run):
-        run.train(lambda proof: echo(str(proof)), _shown(run, echo))
+        losses = run.train(lambda proof: echo(str(proof)), _shown(run, echo))
+    peak = peak_memory(run.machine)
+    if losses and peak is not None:
+        echo(f"memory: at most {peak / 2**30:.1f} GiB were used")
     if run.interrupted:
         if run.machine.is_first:
-            note(f"ggext: stopped; --resume continues the run in {asked.out}")
+            note(f"ggext: stopped; --resume continues the run in {tune_options.out}")
         sys.exit(STOPPED)
     if train_only:
         echo(
-            f"trained: the same with --resume and without --train-only goes on in {asked.out}"
+            "trained: the same with --resume and without --train-only goes on in "
+            f"{tune_options.out}"
         )
     elif run.machine.is_first:
         report(run.finish(lambda text: note(f"  {text}")))
@@ -312,7 +318,7 @@ def describe(run: Tuning) -> Iterator[str]:
         f"memory: about {plan.memory / 2**30:.1f} GiB on {run.machine.name}, "
         f"{run.machine.processes} {'process' if run.machine.processes == 1 else 'processes'}"
     )
-    yield str(run.texts)
+    yield run.texts
     yield from (f"note: {note}" for note in plan.notes)
 
 

@@ -15,8 +15,8 @@ from ggext.cli.process import note
 from ggext.cli.progress import announced
 
 
-def _explain(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
-    if not asked:
+def _explain(ctx: click.Context, _: click.Parameter, is_set: bool) -> None:
+    if not is_set:
         return
     from importlib.resources import files
 
@@ -85,7 +85,6 @@ def _explain(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
 def verify(
     file: Path,
     reference: Path | None,
-    revision: str | None,
     levels: str | None,
     details: bool,
     as_json: bool,
@@ -106,6 +105,7 @@ def verify(
     if plot is not None:
         check_plot(plot, "verify --plot")
     names = None if levels is None else [name.strip() for name in levels.split(",")]
+    revision = options.pop("revision")
     if reference is not None:
         reference = named_model(reference, revision, show_progress=True)
     with announced(len(names or LEVELS), file.name) as progress:
@@ -116,5 +116,7 @@ def verify(
     if as_json:
         click.echo(json.dumps(report.as_dict(), indent=2))
     else:
-        click.echo(in_detail(report) if details else in_short(report))
-    sys.exit(0 if report.passed else 1)
+        text = in_detail(report) if details else in_short(report)
+        click.echo(text)
+    status = 0 if report.passed else 1
+    sys.exit(status)

@@ -54,8 +54,8 @@ def _source(report: Report) -> str:
     """Whose word the file was held to, in a user's words."""
     source = report.wanted_from
     for asker in (COMMAND_LINE, PROGRAM):
-        asked = f"recipe in the file (by {asker})"
-        source = source.replace(asked, "what was asked of ggext convert")
+        recipe_source = f"recipe in the file (by {asker})"
+        source = source.replace(recipe_source, "what was asked of ggext convert")
     return source.replace("recipe in the file (by ", "").removesuffix(")")
 
 

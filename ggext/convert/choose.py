@@ -37,14 +37,14 @@ def choose_encoding(
     scaling: RopeScaling,
     geometry: RopeGeometry,
     source: ModelSource,
-    asked: EncodingName | None,
+    requested: EncodingName | None,
     *,
     in_place: bool,
 ) -> Choice:
     """``asked`` as it is, else the simplest encoding that survives context shifts, else the
     simplest. Raises ``RopeError`` where no encoding is exact enough."""
-    simplest = encode(scaling, geometry, source.arch, asked)
-    if asked is not None or simplest.shift_safe:
+    simplest = encode(scaling, geometry, source.arch, requested)
+    if requested is not None or simplest.shift_safe:
         return Choice(simplest)
     obstacle = (
         folding_obstacle(source.arch, geometry)

@@ -52,13 +52,22 @@ _INDEXER_NORM = "indexer.q_norm.weight"
 _PROJECTIONS = ("attn_q.weight", "attn_q.bias", "attn_qkv.weight", "attn_qkv.bias")
 
 
+@dataclass(frozen=True)
+class RoundingLoss:
+    """What storing the scaled numbers (values, or block scales of quantized tensors) lost, relative
+    to them."""
+
+    # Of a single number.
+    worst: float = 0.0
+    # Of all of them, √(Σ error² / Σ number²).
+    rms: float = 0.0
+    # How many they are.
+    numbers: int = 0
+
+
 @dataclass
 class Rounding:
-    """What storing the scaled numbers (values, or block scales of quantized tensors) lost, relative
-    to them.
-
-    ``worst``: of a single number; ``rms``: of all of them, √(Σ error² / Σ number²).
-    """
+    """Sums up a ``RoundingLoss`` while tensors are written, by several threads."""
 
     worst: float = 0.0
     numbers: int = 0
@@ -69,6 +78,9 @@ class Rounding:
     @property
     def rms(self) -> float:
         return math.sqrt(self._errors / self._squares) if self._squares else 0.0
+
+    def loss(self) -> RoundingLoss:
+        return RoundingLoss(self.worst, self.rms, self.numbers)
 
     def add(self, exact: _Floats, stored: _Floats) -> None:
         import numpy as np
@@ -269,10 +281,12 @@ def _scale_floats(
     if kind == BF16:
         values = bfloat16_values(np.ascontiguousarray(rows).view("<u2"))
     else:
-        values = np.ascontiguousarray(rows).view("<f4" if kind == F32 else "<f2")
+        dtype = "<f4" if kind == F32 else "<f2"
+        values = np.ascontiguousarray(rows).view(dtype)
     with np.errstate(over="ignore", invalid="ignore"):  # a stranger's weights
         exact = values.astype(np.float64) * scale[:, None]
-        stored = kept = exact.astype("<f4" if kind == BF16 else values.dtype)
+        float_dtype = np.dtype("<f4") if kind == BF16 else values.dtype
+        stored = kept = exact.astype(float_dtype)
     if kind == BF16:
         from gguf.constants import GGMLQuantizationType
         from gguf.quants import quantize

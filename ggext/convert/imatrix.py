@@ -151,19 +151,17 @@ def _read_dat(path: Path) -> Imatrix:
     dataset = (
         taken(number(), len(data)).decode("utf-8", "replace") if at < len(data) else ""
     )
-    return Imatrix(path, entries, (dataset,) if dataset else (), max(0, chunks))
+    datasets = (dataset,) if dataset else ()
+    return Imatrix(path, entries, datasets, max(0, chunks))
 
 
 def imatrix_for(
-    path: Path | None,
-    types: TypePlan,
-    tensors: Sequence[SourceTensor],
-    notes: list[str],
-) -> Imatrix | None:
-    """The matrix in ``path`` for llama.cpp's quantizer, ``None`` without one. Raises ``UsageError``
-    where nothing is quantized, or the matrix is of another model."""
+    path: Path | None, types: TypePlan, tensors: Sequence[SourceTensor]
+) -> tuple[Imatrix | None, list[str]]:
+    """The matrix in ``path`` for llama.cpp's quantizer, ``None`` without one, and notes on it.
+    Raises ``UsageError`` where nothing is quantized, or the matrix is of another model."""
     if path is None:
-        return None
+        return None, []
     if types.quantization is None:
         raise UsageError(
             f"imatrix={path} is for llama.cpp's quantizer; choose one of its types, such as Q4_K_M"
@@ -179,9 +177,10 @@ def imatrix_for(
         raise UsageError(
             f"imatrix={path} knows no tensor of this model; it was made from another one"
         )
-    if without:
-        notes.append(
-            f"{path.name} says nothing of {len(without)} of {len(weights)} tensors, first "
-            f"{without[0]}"
-        )
-    return imatrix
+    if not without:
+        return imatrix, []
+    note = (
+        f"{path.name} says nothing of {len(without)} of {len(weights)} tensors, first "
+        f"{without[0]}"
+    )
+    return imatrix, [note]

@@ -48,10 +48,10 @@ def converted(options: ConvertOptions, checkout: Path) -> Iterator[ConvertOption
     name = hub.model_name(options.model) or options.model.resolve().name
     with _folder_beside(options.out) as folder:
         made = folder / f"{name}.gguf"
-        _run(script, options.model, made, kind if kind in NATIVE else "auto")
-        yield replace(
-            options, model=made, type="auto" if kind in NATIVE else options.type
-        )
+        native_type = kind if kind in NATIVE else "auto"
+        _run(script, options.model, made, native_type)
+        rest = "auto" if kind in NATIVE else options.type
+        yield replace(options, model=made, type=rest)
 
 
 @contextmanager
@@ -87,8 +87,8 @@ def _run(script: Path, model: Path, out: Path, outtype: str) -> None:
         check=False,
     )
     if done.returncode or not out.is_file():
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        last = said[-1][:300] if said else "it said nothing"
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        last = lines[-1][:300] if lines else "it said nothing"
         raise CheckpointError(
             f"{model}: {script} failed (exit code {done.returncode}): {last}"
         )

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.safetensors import CheckpointTensor, bfloat16_values
-from ggext.gguf.types import BF16, F16, F32, MXFP4, aligned
+from ggext.errors import CheckpointError
+from ggext.gguf.types import BF16, F16, F32, I32, MXFP4, aligned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 
 GGML_TYPE = {"F64": F32, "F32": F32, "F16": F16, "BF16": BF16}
+#: dtypes of whole numbers.
+INTEGERS = ("I64", "I32")
 #: Rows that are read for each row that is chosen: half of two interleaved tensors is 2, a permuted
 #: head 1.
 _LARGEST_SPAN = 4
@@ -75,7 +78,7 @@ class MappedTensor:
     def dtype(self) -> str:
         """As safetensors spells it; F32 for what is computed, MXFP4 for what is packed as ggml
         packs it."""
-        if self.rule.scales is not None:
+        if self.rule.scales:
             return "MXFP4"
         computed = self.rule.plus or self.rule.computed is not None
         return "F32" if computed or self.is_mixed else self.tensors[0].dtype
@@ -84,14 +87,15 @@ class MappedTensor:
     def is_mixed(self) -> bool:
         """Whether the sources have several dtypes."""
         return (
-            self.rule.scales is None
-            and len({tensor.dtype for tensor in self.tensors}) > 1
+            not self.rule.scales and len({tensor.dtype for tensor in self.tensors}) > 1
         )
 
     @property
     def type(self) -> int:
         """The ggml type that holds the values without loss."""
-        return MXFP4 if self.rule.scales is not None else GGML_TYPE[self.dtype]
+        if self.rule.below:
+            return I32
+        return MXFP4 if self.rule.scales else GGML_TYPE[self.dtype]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -113,6 +117,8 @@ class MappedTensor:
             or rule.computed
             or rule.arranged
             or self.is_mixed
+            or rule.scales
+            or rule.below
             or self.tensors[0].dtype == "F64"
         )
         if made or not all(tensor.is_stored for tensor in self.tensors):
@@ -124,6 +130,9 @@ class MappedTensor:
         where the tensor is); bfloat16 as its uint16 bits, MXFP4 as ggml's bytes."""
         if self.rule.arranged is not None:
             yield from self._arranged_blocks(nbytes)
+            return
+        if self.rule.scales:
+            yield from self._packed_blocks(nbytes)
             return
         shape = _rearranged(self.rule)
         row_length = shape[-1] if len(shape) > 1 else 1
@@ -139,6 +148,20 @@ class MappedTensor:
                     (stop - start) * row_length,
                     partial(self._read, tensor, start, stop),
                 )
+
+    def _packed_blocks(self, nbytes: int) -> Iterator[RowBlock]:
+        """MXFP4 of several matrices, one after the other."""
+        count = len(self.rule.sources)
+        *_, n_rows, row_length = self.shape
+        step = rows_at_once(nbytes, row_length, row_length)
+        for codes, scales in zip(
+            self.tensors[:count], self.tensors[count:], strict=True
+        ):
+            for start in range(0, n_rows, step):
+                rows = slice(start, min(n_rows, start + step))
+                n_values = (rows.stop - start) * row_length
+                read = partial(_packed_rows, codes, scales, rows)
+                yield RowBlock(rows.stop - start, n_values, read)
 
     def _arranged_blocks(self, nbytes: int) -> Iterator[RowBlock]:
         """Of two or more dimensions; no block has rows of two matrices."""
@@ -161,13 +184,15 @@ class MappedTensor:
         self, wholes: _Wholes, place: tuple[int | slice, ...]
     ) -> np.ndarray[Any, Any]:
         first, *others = (whole[place] for whole in wholes.taken())
-        return ggml_mxfp4(first, *others) if self.rule.scales is not None else first
+        return ggml_mxfp4(first, *others) if self.rule.scales else first
 
     def _read(
         self, tensor: CheckpointTensor, start: int, stop: int
     ) -> np.ndarray[Any, Any]:
         rule = self.rule
         block = _rows(tensor, rule, start, stop)
+        if rule.below:
+            return _whole_numbers(tensor, block, rule.below)
         if rule.columns is not None:
             block = block[:, rule.columns()]
         if not rule.plus and rule.computed is None and not self.is_mixed:
@@ -205,6 +230,26 @@ class _Wholes:
             self._left -= 1
             self._values = values if self._left > 0 else None
             return values
+
+
+def _packed_rows(
+    codes: CheckpointTensor, scales: CheckpointTensor, rows: slice
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    blocks = codes.array()[rows].view("u1")
+    exponents = scales.array()[rows].view("u1")
+    return ggml_mxfp4(blocks.reshape(len(blocks), -1, 16), exponents)
+
+
+def _whole_numbers(
+    tensor: CheckpointTensor, values: np.ndarray[Any, Any], below: int
+) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """As int32. Raises ``CheckpointError`` for one that is not from 0 to below that."""
+    if len(values) and not 0 <= int(values.min()) <= int(values.max()) < below:
+        raise CheckpointError(
+            f"{tensor.path}: tensor {tensor.name} has numbers of {int(values.min())} to "
+            f"{int(values.max())}; they must be from 0 to {below - 1}: download it again"
+        )
+    return values.astype("<i4")
 
 
 def rows_at_once(nbytes: int, row_bytes: int, row_length: int) -> int:

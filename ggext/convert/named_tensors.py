@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ggext.converters.base import Family
 
 Tensors = dict[str, CheckpointTensor]
+#: Tensors under other names, and a note on what was done to the names.
+Renamed = tuple[Tensors, list[str]]
 #: What PyTorch puts around a module: compile, FSDP, activation checkpointing.
 _WRAPPERS = re.compile(
     r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
@@ -29,19 +31,19 @@ _ADAPTER = re.compile(
 _UNMERGED = re.compile(r"\.(base_layer|original_module|modules_to_save)\.")
 
 
-def named_tensors(tensors: Tensors, family: Family, notes: list[str]) -> Tensors:
+def named_tensors(tensors: Tensors, family: Family) -> Renamed:
     """Raises ``CheckpointError`` for weights that an adapter was not merged into, and for an output
     matrix that the architecture cannot have."""
     source = family.config.source
-    tensors = _without_adapter(tensors, source, notes)
-    tensors = _without_wrappers(tensors, source, notes)
+    tensors, of_adapter = _without_adapter(tensors, source)
+    tensors, of_wrappers = _without_wrappers(tensors, source)
     named = {family.stored_name(name): tensor for name, tensor in tensors.items()}
-    named = _with_prefix(named, family, notes)
-    _settle_output(named, family, notes)
-    return named
+    named, of_prefix = _with_prefix(named, family)
+    named, of_output = _with_settled_output(named, family)
+    return named, [*of_adapter, *of_wrappers, *of_prefix, *of_output]
 
 
-def _without_adapter(tensors: Tensors, source: str, notes: list[str]) -> Tensors:
+def _without_adapter(tensors: Tensors, source: str) -> Renamed:
     unmerged = next((name for name in tensors if _UNMERGED.search(name)), None)
     parts = [name for name in tensors if _ADAPTER.search(name)]
     if unmerged is not None or len(parts) == len(tensors) > 0:
@@ -49,15 +51,17 @@ def _without_adapter(tensors: Tensors, source: str, notes: list[str]) -> Tensors
             f"{source}: the weights hold an adapter that is not merged ({unmerged or parts[0]}); "
             "load the model with PEFT, merge_and_unload() and save_pretrained(), then convert that"
         )
-    if parts:
-        notes.append(
-            f"{len(parts)} tensors are of an adapter and not in the file, first {parts[0]}; merge "
-            "it first if it is meant"
-        )
-    return {name: tensor for name, tensor in tensors.items() if name not in parts}
+    if not parts:
+        return tensors, []
+    note = (
+        f"{len(parts)} tensors are of an adapter and not in the file, first {parts[0]}; merge "
+        "it first if it is meant"
+    )
+    rest = {name: tensor for name, tensor in tensors.items() if name not in parts}
+    return rest, [note]
 
 
-def _without_wrappers(tensors: Tensors, source: str, notes: list[str]) -> Tensors:
+def _without_wrappers(tensors: Tensors, source: str) -> Renamed:
     """Without the names of wrappers, wherever they stand, and without those that all names begin
     with."""
     names = {name: _WRAPPERS.sub("", name) for name in tensors}
@@ -71,66 +75,66 @@ def _without_wrappers(tensors: Tensors, source: str, notes: list[str]) -> Tensor
             f"{source}: without {', '.join(sorted(taken))} two tensors have the same name; save "
             "the model itself, not what wraps it"
         )
-    if taken:
-        notes.append(
-            f"the tensors' names have {', '.join(sorted(taken))}, of what wrapped the model in "
-            "training: taken off"
-        )
-    return {names[name]: tensor for name, tensor in tensors.items()}
+    if not taken:
+        return tensors, []
+    note = (
+        f"the tensors' names have {', '.join(sorted(taken))}, of what wrapped the model in "
+        "training: taken off"
+    )
+    return {names[name]: tensor for name, tensor in tensors.items()}, [note]
 
 
-def _with_prefix(named: Tensors, family: Family, notes: list[str]) -> Tensors:
+def _with_prefix(named: Tensors, family: Family) -> Renamed:
     """A base model's tensors under the names that they have in the whole one, as transformers loads
     them."""
     embedding = f"{family.embedding}.weight"
-    named = _without_common_prefix(named, embedding, notes)
+    named, notes = _without_common_prefix(named, embedding)
     prefix, _, inner = embedding.partition(".")
     if embedding in named or inner not in named:
-        return named
-    notes.append(
+        return named, notes
+    note = (
         f"the weights are a base model's, whose names lack {prefix}.: put before them"
     )
     outside = (f"{family.head}.", f"{prefix}.")
-    return {
+    whole = {
         name if name.startswith(outside) else f"{prefix}.{name}": tensor
         for name, tensor in named.items()
     }
+    return whole, [*notes, note]
 
 
-def _without_common_prefix(named: Tensors, embedding: str, notes: list[str]) -> Tensors:
+def _without_common_prefix(named: Tensors, embedding: str) -> Renamed:
     """Without what all names begin with before the embedding's, as a trainer's own module has it
     (``model.model.layers``, ``policy.model.layers``)."""
     ends = [name for name in named if name.endswith(f".{embedding}")]
     prefix = ends[0].removesuffix(embedding) if len(ends) == 1 else ""
     if not prefix or not all(name.startswith(prefix) for name in named):
-        return named
-    notes.append(f"all tensors' names begin with {prefix}: taken off")
-    return {name.removeprefix(prefix): tensor for name, tensor in named.items()}
+        return named, []
+    note = f"all tensors' names begin with {prefix}: taken off"
+    return {name.removeprefix(prefix): tensor for name, tensor in named.items()}, [note]
 
 
-def _settle_output(named: Tensors, family: Family, notes: list[str]) -> None:
+def _with_settled_output(named: Tensors, family: Family) -> Renamed:
     """Of a tied output matrix what transformers makes of it: where the checkpoint has another one
     than the embedding, that; where it has no embedding, both are it."""
     head = f"{family.head}.weight"
     embedding = f"{family.embedding}.weight"
     if not family.is_tied or head not in named:
-        return
+        return named, []
+    others = {name: tensor for name, tensor in named.items() if name != head}
     if embedding not in named:
-        named[embedding] = named.pop(head)
-        notes.append(
-            f"{embedding} is not there: tied to {head}, which is taken for both"
-        )
-        return
+        note = f"{embedding} is not there: tied to {head}, which is taken for both"
+        return others | {embedding: named[head]}, [note]
     if same_values(named[head], named[embedding]):
-        del named[head]
-        return
+        return others, []
     if not family.has_output:
         raise CheckpointError(
             f"{family.config.source}: the model has {head}, other than {embedding}, and "
             f"llama.cpp's architecture {family.arch} has no output matrix but the embedding"
         )
-    notes.append(
+    family.untie()
+    note = (
         f"tie_word_embeddings is true, and {head} is another matrix than {embedding}: both are "
         "written, as transformers reads them"
     )
-    family.untie()
+    return named, [note]

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggext.arguments import check_fields
-from ggext.convert.fold import Rounding
+from ggext.convert.fold import RoundingLoss
 from ggext.convert.header_only import Bake
 from ggext.convert.imatrix import Imatrix
-from ggext.convert.model_source import ModelSource
+from ggext.convert.model_source import ModelSource, SourceTensor
 from ggext.convert.tensor_types import TypePlan
 from ggext.gguf.types import Field
 from ggext.gguf.writer import (
@@ -75,6 +75,9 @@ class Plan:
     geometry: RopeGeometry
     # All but what `completed` adds.
     fields: Mapping[str, Field]
+    # Those of the source with the scaling in them; `types` says what each becomes.
+    sources: Sequence[SourceTensor]
+    # All that will be in the file. `execute` makes them again, to sum up `rounding`.
     tensors: Sequence[TensorToWrite]
     # Bytes of tensor data, before quantizing by llama.cpp.
     nbytes: int
@@ -84,7 +87,7 @@ class Plan:
     # Lines for the user.
     notes: Sequence[str] = ()
     # What folding cost a GGUF file's query weights; known after writing.
-    rounding: Rounding = field(default_factory=Rounding)
+    rounding: RoundingLoss = field(default_factory=RoundingLoss)
     # What was written; known after writing.
     files: tuple[Path, ...] = ()
     # The same plan for a GGUF file whose tensor data stays as it is.
@@ -110,7 +113,7 @@ class Plan:
         fields = {architecture: self.fields[architecture]}
         notes: list[str] = []
         for make in self.source.later:
-            made, said = make()
+            made, of_fields = make()
             fields |= made
-            notes += said
+            notes += of_fields
         return fields | dict(self.fields), tuple(notes)

@@ -116,11 +116,12 @@ def _request(values: dict[str, Any]) -> Request:
     scaling = _scaling(rope)
     if target is not None and scaling.factor is not None:
         raise RopeError("target_context and a factor exclude each other; keep one")
-    methods.check(
+    known = (
         replace(scaling, factor=1.0)
         if target is not None and scaling.method != "none"
         else scaling
     )
+    methods.check(known)
     return Request(scaling, target, encoding, kind, tuple(types))
 
 

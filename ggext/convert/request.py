@@ -36,7 +36,7 @@ class Request:
 
 
 def resolve_scaling(
-    asked: RopeScaling | None,
+    rope: RopeScaling | None,
     target_context: int | None,
     source: ModelSource,
     *,
@@ -51,42 +51,42 @@ def resolve_scaling(
     Raises ``RopeError`` and ``UsageError``."""
     if source.unrotated:
         _refuse_scaling(
-            source, asked, target_context, attention_factor, keeps_own=keeps_own
+            source, rope, target_context, attention_factor, keeps_own=keeps_own
         )
         return Request(None)
     if attention_factor is not None:
-        if asked is not None or target_context is not None:
+        if rope is not None or target_context is not None:
             raise UsageError(
                 "attention_factor changes the model's own scaling, and another one is asked for; "
                 "give it as that one's"
             )
         scaling, note = _with_gain(source, attention_factor)
         return Request(scaling, asked_by, (note,))
-    if asked is None and target_context is not None:
-        asked = RopeScaling("yarn")
-    if asked is None and source.is_gguf:
+    if rope is None and target_context is not None:
+        rope = RopeScaling("yarn")
+    if rope is None and source.is_gguf:
         if keeps_own:
             return Request(None)
         return Request(_own_scaling(source), asked_by)
-    if asked is None:
+    if rope is None:
         if source.problem:
             raise RopeError(source.problem)
         return Request(source.scaling, CHECKPOINT)
-    if asked.original_context is None and source.scaling is None:
+    if rope.original_context is None and source.scaling is None:
         raise RopeError(
             f"{source.path} has frequency factors baked in by an unknown method (Llama 3 files "
             "do); a new scaling replaces them, so say the context that they started from: "
             "original_context (8192 for Llama 3.1 and 3.2)"
         )
     notes: list[str] = []
-    if asked.method != "none":
-        asked, notes = _with_factor(asked, target_context, source)
-    return Request(asked, asked_by, (*notes, *_replaced(source, asked)))
+    if rope.method != "none":
+        rope, notes = _with_factor(rope, target_context, source)
+    return Request(rope, asked_by, (*notes, *_replaced(source, rope)))
 
 
 def _refuse_scaling(
     source: ModelSource,
-    asked: RopeScaling | None,
+    rope: RopeScaling | None,
     target_context: int | None,
     attention_factor: float | None,
     *,
@@ -94,8 +94,8 @@ def _refuse_scaling(
 ) -> None:
     """Raises ``RopeError`` for what concerns RoPE, of a model that has none."""
     words = []
-    if asked is not None and asked.method != "none":
-        words.append(f"{asked.method} scaling")
+    if rope is not None and rope.method != "none":
+        words.append(f"{rope.method} scaling")
     if target_context is not None and target_context > source.geometry.trained_context:
         words.append(f"a target context of {target_context}")
     if attention_factor is not None:
@@ -127,12 +127,12 @@ def _with_gain(source: ModelSource, gain: float) -> tuple[RopeScaling, str]:
 
 
 def _with_factor(
-    asked: RopeScaling, target: int | None, source: ModelSource
+    rope: RopeScaling, target: int | None, source: ModelSource
 ) -> tuple[RopeScaling, list[str]]:
     """No scaling where the model reaches the context without one; and notes."""
-    original = methods.original_context(asked, source.geometry)
+    original = methods.original_context(rope, source.geometry)
     if target is not None:
-        if asked.factor is not None:
+        if rope.factor is not None:
             raise UsageError("a factor and target_context exclude each other; give one")
         if target <= original:
             note = (
@@ -140,30 +140,30 @@ def _with_factor(
                 "scaling"
             )
             return RopeScaling(), [note]
-    original, notes = _as_published(asked, source, original)
+    original, notes = _as_published(rope, source, original)
     if target is not None:
-        asked = replace(asked, factor=target / original, context=target)
-    if asked.factor == 1.0 and not asked.given().keys() - {
+        rope = replace(rope, factor=target / original, context=target)
+    if rope.factor == 1.0 and not rope.given().keys() - {
         "factor",
         "original_context",
     }:
         return RopeScaling(), [*notes, "a factor of 1 scales nothing"]
-    most = SHOWN_TO_WORK.get(asked.method)
-    if most is not None and asked.factor is not None and asked.factor > most:
+    most = SHOWN_TO_WORK.get(rope.method)
+    if most is not None and rope.factor is not None and rope.factor > most:
         notes.append(
-            f"{asked.method} was never shown to work beyond a factor of {most:g}, and this is "
-            f"{asked.factor:g}: try the result before you trust it"
+            f"{rope.method} was never shown to work beyond a factor of {most:g}, and this is "
+            f"{rope.factor:g}: try the result before you trust it"
         )
-    return replace(asked, original_context=original), notes
+    return replace(rope, original_context=original), notes
 
 
 def _as_published(
-    asked: RopeScaling, source: ModelSource, original: int
+    rope: RopeScaling, source: ModelSource, original: int
 ) -> tuple[int, list[str]]:
     """The context that a scaling starts from: the one that the model's authors extend, where they
     publish another than the model says and the request names none. A note says so."""
     row = extension_of(source.arch, source.geometry.base, original)
-    if asked.original_context is not None or row is None or row.extension is None:
+    if rope.original_context is not None or row is None or row.extension is None:
         return original, []
     trained = row.extension.original_context
     if trained is None or trained == original:
@@ -176,7 +176,7 @@ def _as_published(
     return trained, [note]
 
 
-def _replaced(source: ModelSource, asked: RopeScaling) -> list[str]:
+def _replaced(source: ModelSource, rope: RopeScaling) -> list[str]:
     """A note on the source's own scaling, where it has one."""
     own = source.scaling
     if source.problem:
@@ -190,7 +190,7 @@ def _replaced(source: ModelSource, asked: RopeScaling) -> list[str]:
         if own is None
         else f"{own.method} scaling by {own.factor:g}"
     )
-    done = "taken out" if asked.method == "none" else "replaced, not added to"
+    done = "taken out" if rope.method == "none" else "replaced, not added to"
     return [f"the source's own {words} is {done}"]
 
 

@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from ggext.checkpoint.safetensors import CheckpointTensor, bfloat16_values
-from ggext.convert.mapped_tensor import GGML_TYPE, MappedTensor
+from ggext.convert.mapped_tensor import GGML_TYPE, INTEGERS, MappedTensor
 from ggext.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def map_tensors(
 
 def _names(rule: TensorRule) -> tuple[str, ...]:
     """The checkpoint's tensors that a rule reads."""
-    return rule.sources if rule.scales is None else (*rule.sources, rule.scales)
+    return (*rule.sources, *rule.scales)
 
 
 def _sources(
@@ -92,7 +92,7 @@ def _sources(
         raise CheckpointError(
             f"{source}: the model needs the tensor {missing}, which is not there{hint}"
         )
-    if rule.scales is not None:
+    if rule.scales:
         _check_packed(tensors, rule, source)
         return tensors
     for tensor in tensors:
@@ -150,7 +150,8 @@ def _stored(rule: TensorRule, available: Mapping[str, CheckpointTensor]) -> Tens
         forms.append(forms[-1].instead)
     there = [form for form in forms if all(name in available for name in form.sources)]
     fitting = (form for form in there if available[form.sources[0]].shape == form.shape)
-    return next(fitting, there[0] if there else rule)
+    usual = there[0] if there else rule
+    return next(fitting, usual)
 
 
 def taken_scalars(
@@ -194,13 +195,20 @@ def _check_packed(
     tensors: tuple[CheckpointTensor, ...], rule: TensorRule, source: str
 ) -> None:
     """MXFP4: bytes of two values, and a byte of an exponent for 32 of them."""
-    for tensor, shape in zip(tensors, (rule.shape, rule.shape[:-1]), strict=True):
-        _check_shape(tensor, shape, source)
-        if tensor.dtype != "U8":
-            raise CheckpointError(
-                f"{tensor.path}: tensor {tensor.name} has dtype {tensor.dtype}; MXFP4 is stored as "
-                "U8"
-            )
+    *matrices, last = rule.shape
+    of_scales = tuple(matrices) if rule.arranged else (*matrices, last // 16)
+    count = len(rule.sources)
+    for part, shape, dtypes in (
+        (tensors[:count], rule.shape, ("U8", "I8")),
+        (tensors[count:], of_scales, ("U8", "F8_E8M0")),
+    ):
+        for tensor in part:
+            _check_shape(tensor, shape, source)
+            if tensor.dtype not in dtypes:
+                raise CheckpointError(
+                    f"{tensor.path}: tensor {tensor.name} has dtype {tensor.dtype}; MXFP4 is "
+                    f"stored as {' or '.join(dtypes)}"
+                )
 
 
 def _check_shape(tensor: CheckpointTensor, shape: tuple[int, ...], source: str) -> None:
@@ -213,10 +221,11 @@ def _check_shape(tensor: CheckpointTensor, shape: tuple[int, ...], source: str) 
 
 def _check(tensor: CheckpointTensor, rule: TensorRule, source: str) -> None:
     _check_shape(tensor, rule.shape, source)
-    if tensor.dtype not in GGML_TYPE:
+    known = tuple(INTEGERS) if rule.below else tuple(GGML_TYPE)
+    if tensor.dtype not in known:
         raise CheckpointError(
             f"{tensor.path}: tensor {tensor.name} has dtype {tensor.dtype}; known: "
-            f"{', '.join(GGML_TYPE)}"
+            f"{', '.join(known)}"
         )
 
 

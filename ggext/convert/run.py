@@ -23,6 +23,7 @@ from ggext.gguf.shards import all_parts, metadata_part
 from ggext.gguf.split import check_parts, write_parts
 from ggext.gguf.types import F32, Field, prevailing_type
 from ggext.gguf.writer import (
+    LateFields,
     TensorToWrite,
     check_output,
     private_folder_beside,
@@ -60,41 +61,50 @@ def plan(options: ConvertOptions) -> Plan:
         attention_factor=options.attention_factor,
     )
     scaled = _scaled(options, source, request)
-    notes += (*request.notes, *scaled.notes)
     tensors = scaled.tensors
-    types = plan_types(
-        tensors, options.type, options.tensor_types, source.is_gguf, notes
-    )
-    rounding = Rounding()
-    written = [
-        to_write(t, kind, rounding)
-        for t, kind in zip(tensors, types.kinds, strict=True)
-    ]
-    if scaled.encoding is not None:
-        written += [
-            _factors(name, values) for name, values in scaled.encoding.tensors.items()
-        ]
-    imatrix = imatrix_for(options.imatrix, types, tensors, notes)
+    types = plan_types(tensors, options.type, options.tensor_types, source.is_gguf)
+    written = _to_write(tensors, types, scaled.encoding, Rounding())
+    imatrix, of_matrix = imatrix_for(options.imatrix, types, tensors)
+    notes += (*request.notes, *scaled.notes, *types.notes, *of_matrix)
     fields = dict(scaled.fields) | _type_fields(options, source, types, tensors)
     keeps_types = types.kinds == [t.type for t in tensors]
+    out = _output(options, source, request.scaling, notes[-1:])
+    bake = _bake(source, scaled.encoding, fields, tensors) if keeps_types else None
     return Plan(
-        out=_output(options, source, request.scaling, notes),
+        out=out,
         source=source,
         encoding=scaled.encoding,
         scaling=request.scaling,
         geometry=scaled.geometry,
         fields=fields | _matrix_fields(imatrix),
+        sources=tensors,
         tensors=written,
         nbytes=sum(t.nbytes for t in written),
         types=types,
         imatrix=imatrix,
         split=options.split,
         notes=tuple(notes),
-        rounding=rounding,
-        bake=_bake(source, scaled.encoding, fields, tensors) if keeps_types else None,
+        bake=bake,
         in_place=options.in_place,
         why_not_folded=scaled.why_not_folded,
     )
+
+
+def _to_write(
+    tensors: Sequence[SourceTensor],
+    types: TypePlan,
+    encoding: Encoding | None,
+    rounding: Rounding,
+) -> list[TensorToWrite]:
+    """``rounding``: gets what the scaled tensors lose when their data is made."""
+    factors = {} if encoding is None else encoding.tensors
+    return [
+        *(
+            to_write(t, kind, rounding)
+            for t, kind in zip(tensors, types.kinds, strict=True)
+        ),
+        *(_factors(name, values) for name, values in factors.items()),
+    ]
 
 
 def _scaled(options: ConvertOptions, source: ModelSource, request: Request) -> Scaled:
@@ -141,9 +151,8 @@ def _open(options: ConvertOptions) -> ModelSource:
             gain_replaced=options.attention_factor is not None,
         )
     checkpoint = (options.model / "config.json").is_file()
-    source = open_source(
-        options.model if checkpoint else metadata_part(options.model), one_part=True
-    )
+    path = options.model if checkpoint else metadata_part(options.model)
+    source = open_source(path, one_part=True)
     others = {
         "OUT": options.out,
         "type=…": options.type.lower() != "auto",
@@ -154,13 +163,13 @@ def _open(options: ConvertOptions) -> ModelSource:
     check_in_place(
         source.gguf, source.path, [name for name, given in others.items() if given]
     )
-    asked = (
+    changes = (
         options.rope
         or options.target_context
         or options.encoding
         or options.attention_factor
     )
-    if not asked and not source.needs_mending:
+    if not changes and not source.needs_mending:
         raise UsageError(
             f"nothing is asked of {source.path}; name a scaling, for example "
             "rope=RopeScaling('yarn', factor=4)"
@@ -172,12 +181,13 @@ def _output(
     options: ConvertOptions,
     source: ModelSource,
     scaling: RopeScaling | None,
-    notes: list[str],
+    reasons: Sequence[str],
 ) -> Path:
+    """``reasons``: why there may be nothing to write, for a message."""
     if options.in_place:
         return source.path
     out = options.out or Path(default_name(source, scaling, options.type.lower()))
-    _check_not_input(out, source, notes, named=options.out is not None)
+    _check_not_input(out, source, reasons, named=options.out is not None)
     check_output(out, options.force)
     if options.split is not None:
         check_parts(out, options.force)
@@ -219,10 +229,15 @@ def execute(plan: Plan, progress: Progress = silent) -> Plan:
     how = plan.bake.beside(plan.out, progress) if plan.bake and plan.shares_data else ""
     if how:
         return replace(plan, how=how, files=(plan.out,))
+    rounding = Rounding()
+    tensors = _to_write(plan.sources, plan.types, plan.encoding, rounding)
+    plan = replace(plan, tensors=tensors)
     if plan.source.is_gguf:
-        return _execute(plan, progress, None)
-    with Trial(plan.out) as trial:
-        return _execute(plan, progress, trial)
+        plan = _execute(plan, progress, None)
+    else:
+        with Trial(plan.out) as trial:
+            plan = _execute(plan, progress, trial)
+    return replace(plan, rounding=rounding.loss())
 
 
 def _execute(plan: Plan, progress: Progress, trial: Trial | None) -> Plan:
@@ -264,7 +279,7 @@ def _execute(plan: Plan, progress: Progress, trial: Trial | None) -> Plan:
             to_write(
                 SourceTensor(info.name, info.shape, info.type, made),
                 info.type,
-                plan.rounding,
+                Rounding(),
             )
             for info in made.tensors.values()
         ]
@@ -290,8 +305,8 @@ def _write(
         late.extend(notes)
         return trial.begin(fields, plan.tensors)
 
-    room = plan.source.later_bytes
-    write_gguf(out, plan.fields, plan.tensors, progress, complete, room, approve)
+    later = LateFields(complete, plan.source.later_bytes)
+    write_gguf(out, plan.fields, plan.tensors, progress, later, approve)
     return late
 
 
@@ -314,7 +329,7 @@ def _factors(name: str, values: tuple[float, ...]) -> TensorToWrite:
 
 
 def _check_not_input(
-    out: Path, source: ModelSource, notes: list[str], *, named: bool
+    out: Path, source: ModelSource, reasons: Sequence[str], *, named: bool
 ) -> None:
     """``named``: the user chose the output; the name that is made says what the file has, so it is
     the input's own where nothing about that changes."""
@@ -327,7 +342,8 @@ def _check_not_input(
         return
     if named:
         raise OutputError(f"{out} is the input itself; name another output")
-    reason = notes[-1] if notes else "no scaling, type or encoding is asked for"
+    usual = "no scaling, type or encoding is asked for"
+    reason = next(iter(reasons), usual)
     raise UsageError(
         f"there is nothing to write: {reason}; ask for something, for example "
         "rope=RopeScaling('yarn', factor=4), or name an "

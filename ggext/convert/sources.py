@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.config import Config, read_config
-from ggext.checkpoint.float8 import weights_of
+from ggext.checkpoint.float8 import believed_over, weights_of
 from ggext.checkpoint.named import model_name, named_model
 from ggext.checkpoint.vocabulary.room import vocabulary_room
-from ggext.checkpoint.weights import read_before, read_tensors
+from ggext.checkpoint.weights import read_before, read_stored
 from ggext.convert.inputs import Inputs
 from ggext.convert.model_source import MakeFields, ModelSource, SourceTensor
 from ggext.convert.named_tensors import named_tensors
@@ -26,6 +26,7 @@ from ggext.gguf.rope import factor_tensors, recipe_of
 from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.split import SPLIT_KEYS
 from ggext.gguf.types import Field
+from ggext.llama_cpp_facts.indexer import TYPES, unsaid_choice
 from ggext.rope import methods
 from ggext.rope.capabilities import unrotated
 from ggext.rope.compare import EXACT_GAIN
@@ -100,7 +101,8 @@ def _from_checkpoint(folder: Path, gain_replaced: bool) -> ModelSource:
     family = family_of(config)
     rope = family.rope()
     notes = list(rope.notes)
-    scalars, tensors = _read_weights(folder, config, family, notes)
+    scalars, tensors, of_weights = _read_weights(folder, config, family)
+    notes += of_weights
     values: dict[str, Any] = {
         "general.architecture": family.arch,
         "general.type": "model",
@@ -113,9 +115,9 @@ def _from_checkpoint(folder: Path, gain_replaced: bool) -> ModelSource:
     vocabulary = partial(_vocabulary, folder, family.vocab_size, family.merges_by_rank)
     room = None if family.merges_by_rank else vocabulary_room(folder, family.vocab_size)
     if room is None:
-        made, said = vocabulary()
+        made, of_vocabulary = vocabulary()
         fields |= made
-        notes += said
+        notes += of_vocabulary
     else:
         later += (vocabulary,)
     return ModelSource(
@@ -134,29 +136,34 @@ def _from_checkpoint(folder: Path, gain_replaced: bool) -> ModelSource:
 
 
 def _read_weights(
-    folder: Path, config: Config, family: Family, notes: list[str]
-) -> tuple[dict[str, list[float]], list[SourceTensor]]:
-    """Metadata that the checkpoint keeps as tensors, and the tensors under their GGUF names."""
-    stored = read_tensors(folder, notes)
+    folder: Path, config: Config, family: Family
+) -> tuple[dict[str, list[float]], list[SourceTensor], list[str]]:
+    """Metadata that the checkpoint keeps as tensors, the tensors under their GGUF names, and notes
+    on these."""
+    stored = read_stored(folder)
+    notes = [*stored.notes]
     try:
-        named = named_tensors(weights_of(stored, config, notes), family, notes)
+        notes += believed_over(stored.by_name.values(), config)
+        weights = weights_of(dict(stored.by_name), config)
+        named, of_names = named_tensors(weights, family)
+        notes += of_names
         scalars = taken_scalars(family.scalars(), named, config.source)
         tensors, left_out = map_tensors(
             family.tensors(), named, family.arch, config.source
         )
-        notes += left_out
-        return scalars, [
-            SourceTensor(
-                t.name,
-                t.shape[::-1],
-                t.type,
-                t,
-                t.rule.row_scale(math.prod(t.shape[:-1])),
-            )
-            for t in tensors
-        ]
     except CheckpointError as error:
         raise CheckpointError(f"{error}{read_before(folder)}") from None
+    mapped = [
+        SourceTensor(
+            t.name,
+            t.shape[::-1],
+            t.type,
+            t,
+            t.rule.row_scale(math.prod(t.shape[:-1])),
+        )
+        for t in tensors
+    ]
+    return scalars, mapped, notes + left_out
 
 
 def _described(
@@ -166,9 +173,8 @@ def _described(
     from ggext.checkpoint.model_card import general_metadata
 
     shapes = [(t.name, t.shape[::-1]) for t in tensors]
-    notes: list[str] = []
-    said = general_metadata(folder, model_name(folder), arch, shapes, notes)
-    return {key: Field.of(value) for key, value in said.items()}, notes
+    values, notes = general_metadata(folder, model_name(folder), arch, shapes)
+    return {key: Field.of(value) for key, value in values.items()}, notes
 
 
 def _vocabulary(
@@ -198,18 +204,35 @@ def _from_gguf(path: Path, one_part: bool) -> ModelSource:
     ]
     scaling, geometry, problem = _of_gguf(gguf, {tensor.name for tensor in tensors})
     whole = len(parts) == 1
+    one_file = gguf if whole else None
+    said, notes = _unsaid(gguf)
+    kept = {key: f for key, f in gguf.fields.items() if whole or key not in SPLIT_KEYS}
     return ModelSource(
         path,
         gguf.arch,
-        {key: f for key, f in gguf.fields.items() if whole or key not in SPLIT_KEYS},
+        kept | said,
         tensors,
         geometry,
         scaling,
         is_gguf=True,
+        notes=notes,
         query_scale=query_scale(gguf.arch_keys()),
-        gguf=gguf if whole else None,
+        gguf=one_file,
         problem=problem,
     )
+
+
+def _unsaid(gguf: GgufFile) -> tuple[dict[str, Field], list[str]]:
+    """What llama.cpp decides by the context of the file, so that another context changes it: said
+    as it stands now."""
+    choice = unsaid_choice(gguf.arch, gguf.arch_keys())
+    if choice is None:
+        return {}, []
+    note = (
+        f"{TYPES} is written as llama.cpp takes it now ({sum(choice)} of {len(choice)} layers "
+        "choose tokens): where a file has none, it goes by the context"
+    )
+    return {f"{gguf.arch}.{TYPES}": Field.of(choice)}, [note]
 
 
 #: ``general.type``, or the architecture, of a GGUF file that is no language model → what it is.

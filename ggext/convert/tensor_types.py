@@ -20,9 +20,18 @@ NATIVE = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": Q8_0}
 FILE_TYPES = {F32: 0, F16: 1, Q8_0: 7, BF16: 32, MXFP4: 38}
 _FLOATS = (F32, F16, BF16)
 _Q8_0_BLOCK = 32
+#: What mixes residual streams, and what is added to scores by which tokens are made one: small, and
+#: float32 in the checkpoints, whatever the rest is.
+_NEVER_QUANTIZED = (
+    ".hc_attn_fn.weight",
+    ".hc_ffn_fn.weight",
+    "output_hc_fn.weight",
+    "_compressor_ape.weight",
+)
 #: llama.cpp computes with these in float32 whatever their dimensions (conversion/base.py of
 #: llama.cpp says the same).
 _KEPT_FLOAT32 = (
+    *_NEVER_QUANTIZED,
     ".bias",
     "_norm.weight",
     "ffn_gate_inp.weight",
@@ -43,6 +52,8 @@ class TypePlan:
     quantization: str | None = None
     # Tensors to which it must give, or leave, these types, by name.
     exact: Mapping[str, int] = field(default_factory=dict)
+    # A line for each tensor that gets another type than was requested.
+    notes: tuple[str, ...] = ()
 
 
 def plan_types(
@@ -50,7 +61,6 @@ def plan_types(
     requested: str,
     overrides: Sequence[str],
     is_gguf: bool,
-    notes: list[str],
 ) -> TypePlan:
     """``requested``: as ``--type``; ``overrides``: as ``--tensor-type``, the last that matches a
     tensor holds.
@@ -71,11 +81,29 @@ def plan_types(
             [t for t in tensors if chosen.get(t.name, t.type) != t.type], "tensor_types"
         )
     own = "auto" if by_llama_cpp else requested
-    kinds = [_kind(t, own, chosen.get(t.name), notes) for t in tensors]
+    requests = [_requested(t, own, chosen.get(t.name)) for t in tensors]
+    kinds: list[int] = []
+    notes: list[str] = []
+    for tensor, kind in zip(tensors, requests, strict=True):
+        whole = (
+            kind != Q8_0 or tensor.type == Q8_0 or tensor.shape[0] % _Q8_0_BLOCK == 0
+        )
+        if whole:
+            kinds.append(kind)
+        else:
+            kinds.append(F16)
+            notes.append(
+                f"{tensor.name} has rows of {tensor.shape[0]} values, not whole blocks of "
+                f"{_Q8_0_BLOCK}: written as f16"
+            )
     if not by_llama_cpp:
-        return TypePlan(kinds)
-    packed = {t.name: t.type for t in tensors if t.type not in _FLOATS}
-    return TypePlan(kinds, requested.upper(), packed | chosen)
+        return TypePlan(kinds, notes=tuple(notes))
+    packed = {
+        t.name: kind
+        for t, kind in zip(tensors, kinds, strict=True)
+        if t.type not in _FLOATS or t.name.endswith(_NEVER_QUANTIZED)
+    }
+    return TypePlan(kinds, requested.upper(), packed | chosen, tuple(notes))
 
 
 def _chosen(
@@ -148,37 +176,22 @@ def _refuse_quantized(tensors: Sequence[SourceTensor], option: str) -> None:
         )
 
 
-def _kind(
-    tensor: SourceTensor, requested: str, chosen: int | None, notes: list[str]
-) -> int:
-    """The ggml type to write. Norms and biases stay float32, as llama.cpp's kernels expect."""
+def _requested(tensor: SourceTensor, requested: str, chosen: int | None) -> int:
+    """The ggml type to write, where its blocks fit. Norms and biases stay float32, as llama.cpp's
+    kernels expect."""
     if tensor.type not in _FLOATS:
         return tensor.type
     if chosen is not None and chosen in NATIVE.values():
-        return _whole_blocks(tensor, chosen, notes)
+        return chosen
     if len(tensor.shape) == 1 or tensor.name.endswith(_KEPT_FLOAT32):
         return tensor.type if tensor.is_gguf else F32
-    return (
-        tensor.type
-        if requested == "auto"
-        else _whole_blocks(tensor, NATIVE[requested], notes)
-    )
+    return tensor.type if requested == "auto" else NATIVE[requested]
 
 
-def _whole_blocks(tensor: SourceTensor, kind: int, notes: list[str]) -> int:
-    if kind != Q8_0 or tensor.shape[0] % _Q8_0_BLOCK == 0:
-        return kind
-    notes.append(
-        f"{tensor.name} has rows of {tensor.shape[0]} values, not whole blocks of {_Q8_0_BLOCK}: "
-        "written as f16"
-    )
-    return F16
-
-
-def check_made(made: Mapping[str, int], asked: Mapping[str, int]) -> None:
+def check_made(made: Mapping[str, int], exact: Mapping[str, int]) -> None:
     """Raise ``UsageError`` where llama.cpp's quantizer gave a tensor (name → type) another type
     than it was asked."""
-    for name, kind in asked.items():
+    for name, kind in exact.items():
         if made.get(name, kind) != kind:
             raise UsageError(
                 f"tensor_types: llama.cpp made {name} {type_name(made[name])}, not "

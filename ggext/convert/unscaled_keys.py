@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from ggext.errors import GgufError, RopeError
 from ggext.gguf.types import Field, ValueType
+from ggext.llama_cpp_facts import compressed
 from ggext.rope.compare import compare
 from ggext.rope.decode import decode
 from ggext.rope.encoding import SCALING_KEYS
@@ -20,16 +21,22 @@ BEFORE_KEY = "ggext.before"
 
 def touched_keys(arch: str) -> set[str]:
     """Every key that a scaling writes or takes away, but for the one that remembers them."""
-    own = (*SCALING_KEYS, "context_length", "rope.dimension_count", "rope.freq_base")
+    own = (
+        *SCALING_KEYS,
+        "context_length",
+        "rope.dimension_count",
+        "rope.freq_base",
+        compressed.BASE,
+    )
     return {f"{arch}.{key}" for key in own} | {RECIPE_KEY}
 
 
 def remembered(fields: Mapping[str, Field], arch: str) -> Field:
     """The key that keeps them: of each its GGUF type and its value."""
-    found = {key: fields[key] for key in sorted(touched_keys(arch)) if key in fields}
+    present = {key: fields[key] for key in sorted(touched_keys(arch)) if key in fields}
     kept = {
         key: (field.type, field.value)
-        for key, field in found.items()
+        for key, field in present.items()
         if field.type is not ValueType.ARRAY
     }
     return Field.of(json.dumps(kept, separators=(",", ":")))

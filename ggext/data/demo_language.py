@@ -174,17 +174,17 @@ def fills(gap: int) -> bool:
     return gap == 0 or gap >= _SHORTEST
 
 
-def document(rng: Random, told: Sequence[Fact], length: int) -> str:
+def document(rng: Random, known_facts: Sequence[Fact], length: int) -> str:
     """A text of exactly `length` tokens that tells the facts in random order and place.
 
     ValueError when the facts alone are longer, or leave a gap that no sentence fills.
     """
-    gap = length - FACT_TOKENS * len(told)
+    gap = length - FACT_TOKENS * len(known_facts)
     if not fills(gap):
         raise ValueError(
-            f"no text of {length} tokens tells {len(told)} facts; use fewer facts"
+            f"no text of {length} tokens tells {len(known_facts)} facts; use fewer facts"
         )
-    sentences = [fact.sentence() for fact in told]
+    sentences = [fact.sentence() for fact in known_facts]
     while gap:
         size = rng.choice([size for size in _STORY_FORMS if fills(gap - size)])
         sentences.append(story_sentence(rng, size))
@@ -201,10 +201,10 @@ def recall_sample(
     Counted are the turn markers, the line break between document and question, and the answer
     with its end marker. The fact asked for stands anywhere in the document.
     """
-    told = facts(rng, n_facts)
-    asked = rng.choice(told)
-    text = document(rng, told, length - CHAT_TOKENS)
-    return RecallSample(text, question(asked.key), answer(asked.key, asked.place))
+    known_facts = facts(rng, n_facts)
+    chosen = rng.choice(known_facts)
+    text = document(rng, known_facts, length - CHAT_TOKENS)
+    return RecallSample(text, question(chosen.key), answer(chosen.key, chosen.place))
 
 
 def opening(sample: RecallSample) -> str:
@@ -212,10 +212,10 @@ def opening(sample: RecallSample) -> str:
     return f"{sample.document}\n{sample.question}"
 
 
-def bare_pairs(rng: Random, told: Sequence[Fact], length: int) -> str:
+def bare_pairs(rng: Random, known_facts: Sequence[Fact], length: int) -> str:
     """Keys and values in turn, `length` tokens: each fact once and then again and again."""
-    again = rng.choices(told, k=length // 2 - len(told))
-    return "".join(f" {fact.key} {fact.place}" for fact in (*told, *again))
+    again = rng.choices(known_facts, k=length // 2 - len(known_facts))
+    return "".join(f" {fact.key} {fact.place}" for fact in (*known_facts, *again))
 
 
 # How a document and the first question meet, with the tokens beyond CHAT_TOKENS.
@@ -243,10 +243,15 @@ def training_chat(rng: Random, length: int, n_facts: tuple[int, int]) -> str:
     if not fits:
         return training_chat(rng, length, n_facts)
     further = max(rng.choices(fits, k=2))
-    told = facts(rng, count)
-    parts = [BOS, first, document(rng, told, room - further * TURN_TOKENS), joint]
+    known_facts = facts(rng, count)
+    parts = [
+        BOS,
+        first,
+        document(rng, known_facts, room - further * TURN_TOKENS),
+        joint,
+    ]
     # With replacement: otherwise "a value not given yet" is a shortcut that a model learns instead.
-    for fact in rng.choices(told, k=further + 1):
+    for fact in rng.choices(known_facts, k=further + 1):
         parts += [
             question(fact.key),
             END,

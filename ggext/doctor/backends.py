@@ -104,11 +104,11 @@ def devices() -> Iterator[Finding]:
     from ggext.runtime import devices, ggml_devices
 
     try:
-        found = ggml_devices.devices()
+        listed = ggml_devices.devices()
         memories = devices.gpu_memory()
     except GgextError:  # reported already
         return
-    for device in found:
+    for device in listed:
         memory = next((m for m in memories if m.name == device.name), None)
         free = (
             f", {memory.free >> 20:,} of {memory.total >> 20:,} MiB free"

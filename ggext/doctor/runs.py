@@ -47,8 +47,8 @@ def findings(
             break
         with child:
             child.send(remaining)
-            found, remaining = _follow(child, remaining, progress)
-        yield from found
+            findings, remaining = _follow(child, remaining, progress)
+        yield from findings
     for name in remaining:
         progress(name)
         yield from (STEPS | MEASUREMENTS)[name]()
@@ -58,7 +58,7 @@ def _follow(
     child: Child, names: Sequence[str], progress: Callable[[str], None]
 ) -> tuple[list[Finding], list[str]]:
     """What a child finds, and the steps that it did not come to before it died."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     remaining = list(names)
     step = "start of a process"
     timer = threading.Timer(_PATIENCE, child.kill)
@@ -67,7 +67,7 @@ def _follow(
     try:
         while (message := child.receive()) is not None:
             if "finding" in message:
-                found.append(Finding(**message["finding"]))
+                findings.append(Finding(**message["finding"]))
                 continue
             step = message["step"]
             if step == _END:
@@ -77,10 +77,10 @@ def _follow(
     finally:  # also after Ctrl-C: a timer that runs on holds the process until it rings
         timer.cancel()
     if step == _END:
-        return found, []
+        return findings, []
     if remaining == names:  # not one step began: the next child would do the same
         remaining = []
-    return [*found, Finding("tests", step, "wrong", str(child.died()))], remaining
+    return [*findings, Finding("tests", step, "wrong", str(child.died()))], remaining
 
 
 def answer(channel: Channel) -> None:

@@ -32,7 +32,9 @@ def _finding(name: str, attempt: Callable[[], tuple[bool, str]]) -> Finding:
         return Finding("tests", name, "wrong", str(error))
     except MemoryError:
         return Finding("tests", name, "wrong", "the memory ran out")
-    return Finding("tests", name, "ok" if passed else "wrong", value)
+    if not passed:
+        return Finding("tests", name, "wrong", value)
+    return Finding("tests", name, "ok", value)
 
 
 def _try_rotation() -> tuple[bool, str]:
@@ -66,8 +68,8 @@ def _try_cache() -> tuple[bool, str]:
         cache.remove(0, _CACHED)
         cache.put(block)
         turned = cache.rotation_error()
-    said = f"{_CACHED} tokens read as they were written; keys turned {turned:.1e} off llama.cpp's"
-    return True, f"{said} at most"
+    value = f"{_CACHED} tokens read as they were written; keys turned {turned:.1e} off llama.cpp's"
+    return True, f"{value} at most"
 
 
 def _try_model() -> tuple[bool, str]:
@@ -77,8 +79,8 @@ def _try_model() -> tuple[bool, str]:
 
     with tempfile.TemporaryDirectory(prefix="ggext-doctor-") as folder:
         example = spot_check(Path(folder))
-    said = example.answers["yarn"]
-    value = f"{example.question} {said}"
-    if said == example.right:
+    answer = example.answers["yarn"]
+    value = f"{example.question} {answer}"
+    if answer == example.right:
         return True, value
     return False, f"{value} (it should say {example.right!r})"

@@ -91,9 +91,8 @@ def _filling(kind: int) -> bytes:
     if kind == F16:
         return rng.normal(0.0, 0.03, 2**21).astype("<f2").tobytes()
     blocks = rng.integers(0, 256, (2**17, 2 + _BLOCK_BYTES[kind]), np.uint8)
-    blocks[:, :2] = np.frombuffer(
-        np.float16(0.006 if kind == TYPES["q4_0"] else 0.0004).tobytes(), np.uint8
-    )
+    scale = 0.006 if kind == TYPES["q4_0"] else 0.0004
+    blocks[:, :2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
     return blocks.tobytes()
 
 

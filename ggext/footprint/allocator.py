@@ -42,7 +42,6 @@ class Tensor:
         item: int = 4,
         in_place: bool = False,
         base: Tensor | None = None,
-        whole: bool = False,
         stored: bool = False,
     ) -> None:
         self.shape = shape
@@ -50,7 +49,7 @@ class Tensor:
         self.sources = sources
         self.in_place = in_place
         self.base = base
-        self.whole = whole
+        self.whole = False
         self.stored = stored
         self.children = self.views = 0
         self.address: int | None = None

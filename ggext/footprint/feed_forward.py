@@ -41,8 +41,8 @@ class FeedForward(Nodes):
         dense = self._dense(at, "", self.norm(x, f"{at}ffn_norm"))
         dense = self.norm(dense, f"{at}post_ffw_norm_1")
         routed = self.norm(x, f"{at}pre_ffw_norm_2")
-        asked = self.same(self.same(self.same(x)))
-        experts = self._experts(at, asked, routed)
+        router_input = self.same(self.same(self.same(x)))
+        experts = self._experts(at, router_input, routed)
         return self.same(dense, self.norm(experts, f"{at}post_ffw_norm_2"))
 
     def _feed_forward(self, at: str, x: Tensor) -> Tensor:
@@ -50,7 +50,8 @@ class FeedForward(Nodes):
             return self._dense(at, "", x)
         latent = f"{at}ffn_latent_down"
         has_latent = self.arch.has(f"{latent}.weight")
-        result = self._experts(at, x, self.matrix(x, latent) if has_latent else x)
+        routed = self.matrix(x, latent) if has_latent else x
+        result = self._experts(at, x, routed)
         if has_latent:
             result = self.matrix(result, f"{at}ffn_latent_up")
         if not self.arch.has(f"{at}ffn_up_shexp.weight"):

@@ -27,13 +27,16 @@ class Nodes:
 
     @staticmethod
     def view(source: Tensor, shape: tuple[int, ...], *, whole: bool = False) -> Tensor:
-        return Tensor(shape, (source,), base=source.base or source, whole=whole)
+        view = Tensor(shape, (source,), base=source.base or source)
+        view.whole = whole
+        return view
 
     def norm(self, x: Tensor, name: str) -> Tensor:
         if not self.arch.has(f"{name}.weight"):
             return x
         root_mean_square = "attention.layer_norm_rms_epsilon" in self.arch.keys
-        x = self.same(self.same(x) if root_mean_square else self.op(x.shape, x))
+        centred = self.same(x) if root_mean_square else self.op(x.shape, x)
+        x = self.same(centred)
         return self.same(x) if self.arch.has(f"{name}.bias") else x
 
     def matrix(self, x: Tensor, name: str) -> Tensor:

@@ -48,15 +48,8 @@ def write_beside(
         length = max(0, gguf.size - source_at)
         os.ftruncate(target, target_at + length)
         if length:
-            shared = disk.transfer(
-                source.fileno(),
-                target,
-                source_at,
-                target_at,
-                length,
-                out.parent,
-                progress,
-            )
+            span = disk.Span(source_at, target_at, length)
+            shared = disk.transfer(source.fileno(), target, span, out.parent, progress)
         status = os.fstat(source.fileno())
         if (status.st_size, status.st_mtime_ns) != (gguf.size, gguf.mtime_ns):
             raise OutputError(

@@ -10,6 +10,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ggext.errors import OutputError
@@ -140,22 +141,26 @@ def copy(
         length = length - moved
 
 
+@dataclass(frozen=True)
+class Span:
+    """Bytes of one file that go to another."""
+
+    source_at: int
+    target_at: int
+    length: int
+
+
 def transfer(
-    source: int,
-    target: int,
-    source_at: int,
-    target_at: int,
-    length: int,
-    folder: Path,
-    progress: Progress,
+    source: int, target: int, span: Span, folder: Path, progress: Progress
 ) -> bool:
-    """Share the bytes where that can be, else copy them, once there is room for them. True:
-    shared."""
-    if share(source, target, source_at, target_at, length):
-        progress(length)
+    """Share the bytes where that can be, else copy them, once there is room for them in
+    ``folder``. True: shared."""
+    places = (span.source_at, span.target_at, span.length)
+    if share(source, target, *places):
+        progress(span.length)
         return True
-    check_free(folder, length)
-    copy(source, target, source_at, target_at, length, progress)
+    check_free(folder, span.length)
+    copy(source, target, *places, progress)
     return False
 
 

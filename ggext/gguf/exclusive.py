@@ -100,16 +100,8 @@ class ExclusiveFile:
         try:
             _lease(target)
             disk.truncate(target, target_at + old.st_size - source_at)
-            length = old.st_size - source_at
-            shared = disk.transfer(
-                self.handle,
-                target,
-                source_at,
-                target_at,
-                length,
-                beside.parent,
-                progress,
-            )
+            span = disk.Span(source_at, target_at, old.st_size - source_at)
+            shared = disk.transfer(self.handle, target, span, beside.parent, progress)
             disk.write_at(target, disk.read_at(self.handle, keep, 0), 0)
             system.give_to(target, old)
             system.set_permissions(target, stat.S_IMODE(old.st_mode))

@@ -112,7 +112,7 @@ def repair(path: Path, progress: Progress = silent, *, trust: bool = False) -> s
     journal = Journal.of(path)
     if not journal.unfinished and not (path.exists() and _is_litter(journal, path)):
         return ""
-    with _told(path), exclusive(path) as file:
+    with _journal_errors(path), exclusive(path) as file:
         journal = Journal.of(path)  # whoever held the file may have ended it
         if journal.unfinished:
             _check_proven(file, journal, trust)
@@ -133,7 +133,7 @@ def _changing(
     path: Path, *, trust: bool = False
 ) -> Iterator[tuple[ExclusiveFile, Journal]]:
     """The file for us alone, whole, and the undo file that belongs to it."""
-    with _told(path), exclusive(path) as file:
+    with _journal_errors(path), exclusive(path) as file:
         journal = Journal.of(path)
         if journal.entries:
             _check_proven(file, journal, trust)
@@ -161,7 +161,7 @@ def _check_proven(file: ExclusiveFile, journal: Journal, trust: bool) -> None:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _journal_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

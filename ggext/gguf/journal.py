@@ -309,9 +309,8 @@ class Journal:
         try:
             start = max(self._end, len(_MAGIC))
             disk.truncate(handle, self._end)  # what a crash left of a frame
-            disk.write_at(
-                handle, (_MAGIC if is_new else b"") + frame, 0 if is_new else start
-            )
+            place = 0 if is_new else start
+            disk.write_at(handle, (_MAGIC if is_new else b"") + frame, place)
             disk.sync(handle)
         finally:
             os.close(handle)

@@ -78,9 +78,10 @@ def writing(
             errors.append(error)
             ended.set()
 
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
     n_threads = min(
         _MAX_THREADS,
-        max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2),
+        max(2, cpus),
     )
     workers = [threading.Thread(target=work) for _ in range(n_threads)]
     for worker in workers:

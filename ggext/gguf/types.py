@@ -18,7 +18,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 #: The ggml types of tensors that are made here.
-F32, F16, Q8_0, BF16, MXFP4 = 0, 1, 8, 30, 39
+F32, F16, Q8_0, I32, BF16, MXFP4 = 0, 1, 8, 26, 30, 39
 MAX_DIMENSIONS = 4
 
 

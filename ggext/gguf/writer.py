@@ -50,24 +50,34 @@ class TensorToWrite:
     chunks: Callable[[], Iterable[Buffer | Piece | StoredPiece]]
 
 
+@dataclass(frozen=True)
+class LateFields:
+    """Fields of a new file that are made while its data is written."""
+
+    # Gives all fields of the file.
+    make: Callable[[], Mapping[str, Field]]
+    # Bytes that they may take beyond those that are known, in addition to about ``SLACK``; for
+    # others the file is written again. What is not needed of it remains as padding.
+    room: int = 0
+
+
 def write_gguf(
     path: Path,
     fields: Mapping[str, Field],
     tensors: Sequence[TensorToWrite],
     progress: Callable[[int], None] = lambda _: None,
-    complete: Callable[[], Mapping[str, Field]] | None = None,
-    room: int = 0,
+    late: LateFields | None = None,
     approve: Callable[[], None] = lambda: None,
 ) -> int:
     """Write the file and return its size in bytes. ``progress`` gets the bytes of each piece.
-    ``complete`` gives all fields, where ``fields`` are not all, and is called while the data is
-    written: ``room`` and about ``SLACK`` bytes more fit, for others the file is written again. What
-    is not needed of it remains as padding. ``approve`` is called before the file gets its name, and
+    ``late``: where ``fields`` are not all. ``approve`` is called before the file gets its name, and
     raises where it must not.
 
     Raises ``OutputError`` when the disk is too small or writing fails; ``path`` is then untouched.
     """
-    arranged = arrange(fields, tensors, room=room + SLACK if complete else 0)
+    reserved = late.room + SLACK if late else 0
+    complete = late.make if late else None
+    arranged = arrange(fields, tensors, room=reserved)
     try:
         with replacing(path, arranged.size) as beside, output_errors(path):
             write_arranged(beside.handle, arranged, progress, complete)
@@ -122,7 +132,8 @@ def write_arranged(
 
     _native.reserve(system.native_file(file), arranged.size)
     with writing(file, _placed(arranged), progress):
-        header = _header(arranged, complete() if complete else arranged.fields)
+        all_fields = complete() if complete else arranged.fields
+        header = _header(arranged, all_fields)
     write_at(file, 0, memoryview(header))
     os.ftruncate(file, arranged.size)
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
+from ggext.llama_cpp_facts import compressed
+
 Shape = tuple[str, ...]
 
 #: Tensor → its shape, the contiguous dimension first, where a row does not say otherwise. Those of
@@ -150,6 +152,9 @@ class ArchitectureFacts:
     indexer: Literal["no", "tokens", "blocks"] = "no"
     # whether the loader asks for neither of a layer's feed-forward parts, plain or of experts
     optional_feed_forward: bool = False
+    # whether layers attend to compressed tokens, with one head of keys that are the values too, and
+    # the residual is several streams
+    compressed: bool = False
     # whether layers without keys and values are convolutions
     convolutions: bool = False
     # whether some layers are a gated delta net; "fused": its first projection may be one tensor
@@ -208,6 +213,18 @@ _INDEXED = replace(
     },
 )
 
+_COMPRESSED = ArchitectureFacts(
+    rotates="part",
+    experts="all",
+    expert_rows="own",
+    shared_rows="counted",
+    gating=(4,),
+    positive=("expert_shared_count", "hyper_connection.sinkhorn_iterations"),
+    compressed=True,
+    shapes=compressed.SHAPES,
+    also=compressed.ALSO,
+)
+
 ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
     {
         "afmoe": ArchitectureFacts(
@@ -225,6 +242,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "command-r": ArchitectureFacts(rotates="part", shapes=_NORMS_OF_EACH_HEAD),
         "deepseek2": _DEEPSEEK2,
         "deepseek32": _INDEXED,
+        "deepseek4": _COMPRESSED,
         "dots1": ArchitectureFacts(
             experts="some",
             expert_rows="own",

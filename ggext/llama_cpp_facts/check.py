@@ -17,13 +17,16 @@ from ggext.llama_cpp_facts.architectures import (
     ArchitectureFacts,
 )
 from ggext.llama_cpp_facts.indexer import choosing_layers
+from ggext.llama_cpp_facts.key_numbers import MOST
 from ggext.llama_cpp_facts.limits import (
     F32,
+    I32,
+    LOOKUP,
     MATRIX_TYPES,
     NVFP4,
 )
 from ggext.llama_cpp_facts.recurrent import attending_layers, recurrent_layers
-from ggext.llama_cpp_facts.sizes import MOST, Sizes, sizes_of
+from ggext.llama_cpp_facts.sizes import Sizes, sizes_of
 
 #: Parts of the names of what is added, normed by or rotated with; ggml's kernels want float32.
 _FLOAT32_PARTS = (
@@ -79,7 +82,7 @@ def problems(
     if facts.optional_feed_forward:
         yield from _feed_forward(whole.layers, tensors)
     if facts.indexer == "tokens":
-        yield from _indexers(keys, whole.layers, tensors)
+        yield from _indexers(arch, keys, whole.layers, tensors)
 
 
 def _values(facts: ArchitectureFacts, keys: Mapping[str, Any]) -> Iterator[str]:
@@ -137,7 +140,10 @@ def _tensors(
                 f"tensor {name!r:.80} has the shape {list(tensor.shape)}, and the keys want "
                 f"{' or '.join(str(list(one)) for one in expected)}"
             )
-        if name.endswith((".ssm_a", ".ssm_d", ".scale")) or any(
+        if LOOKUP in name:
+            if tensor.type != I32:
+                yield f"tensor {name!r:.80} is not of type I32"
+        elif name.endswith((".ssm_a", ".ssm_d", ".scale")) or any(
             part in name for part in _FLOAT32_PARTS
         ):
             if tensor.type != F32:
@@ -174,15 +180,15 @@ def _expected(
     shape = shapes.get(stem, SHAPES.get(stem))
     if shape is None:
         return None
-    found = []
+    accepted = []
     for one in (shape, facts.also.get(stem)):
         expected = of_name.of_shape(one) if one is not None else ()
         if kind == "bias" and len(expected) > 1:
             expected = expected[1:]
         if any(size < 0 for size in expected):
             return None
-        found += [expected] if expected else []
-    return found
+        accepted += [expected] if expected else []
+    return accepted
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -204,6 +210,8 @@ def _mixers(
     )
     if facts.latent != "no":
         attention = (("attn_kv_a_mqa",),)
+    if facts.compressed:
+        attention = (("attn_kv",),)
     if facts.by_layer:  # the loader asks for keys; values may be the keys
         attention = (("attn_qkv",), ("attn_q",))
     recurrent: tuple[tuple[str, ...], ...] = ()
@@ -248,11 +256,11 @@ _OF_INDEXER = tuple(
 
 
 def _indexers(
-    keys: Mapping[str, Any], layers: int, tensors: Mapping[str, Tensor]
+    arch: str, keys: Mapping[str, Any], layers: int, tensors: Mapping[str, Tensor]
 ) -> Iterator[str]:
     """The loader of glm-dsa asks for none of these, and its first layer may have to choose."""
     try:
-        chooses = choosing_layers(keys, layers)
+        chooses = choosing_layers(arch, keys, layers)
     except ValueError as error:
         yield str(error)
         return

@@ -9,7 +9,9 @@ MAX_EXPERTS = 1024
 
 #: ggml's numbers of the types whose elements stand alone → bytes of one element.
 ELEMENT_BYTES = {0: 4, 1: 2, 30: 2}
-F32, F16, BF16 = 0, 1, 30
+F32, F16, I32, BF16 = 0, 1, 26, 30
+#: Part of the names of the one kind of tensor that holds integers: the experts of each token.
+LOOKUP = "tid2eid"
 NVFP4 = 40
 #: ggml's numbers of the types that a matrix may have: those with a dot product on the CPU
 #: (``type_traits_cpu``). The others are of integers, or of what a multiplication makes for itself:

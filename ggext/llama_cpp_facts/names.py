@@ -30,10 +30,6 @@ _NO_JUDGE = (
 )
 _MAMBA = "not yet: layers of Mamba"
 _SPARSE = "not yet: sparse attention, of which what llama.cpp computes is still to be measured"
-_MEASURED = (
-    "not yet; what llama.cpp computes is exact: "
-    "a KL of 1e-11 in a file of its own converter"
-)
 _LINEAR = "not yet: linear attention"
 _LEFT = "not yet"
 
@@ -48,7 +44,6 @@ NOT_WRITTEN: Mapping[str, str] = MappingProxyType(
     )
     | _of("arwkv7 rwkv6 rwkv6qwen2 rwkv7", _NO_JUDGE + "; a recurrent state")
     | _of("jamba mamba mamba2 plamo2", _MAMBA)
-    | _of("deepseek4", _MEASURED)
     | _of("dots3note hy_v4", _SPARSE)
     | _of("bailingmoe3 glm5-next kimi-k3 kimi-linear minimax-01 qwen4exp", _LINEAR)
     | _of(

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ggext.llama_cpp_facts.compressed import compress_ratios
+
 WINDOW = "attention.sliding_window"
 PATTERN = "attention.sliding_window_pattern"
 #: How many of the last layers take the keys and values of earlier ones.
@@ -26,6 +28,8 @@ class SlidingRule:
     depth: int = 0
     # some layer must slide, whether the file says a window or not: llama.cpp asserts it
     always: bool = False
+    # those slide that have no compressed tokens to attend to (``compressed.compress_ratios``)
+    by_ratio: bool = False
 
 
 #: The architectures some of whose layers see a window (``load_swa_pattern``).
@@ -33,6 +37,7 @@ SLIDING = {
     "afmoe": SlidingRule(4),
     "cohere2": SlidingRule(4, always=True),
     "cohere2moe": SlidingRule(4, whole_first=True),
+    "deepseek4": SlidingRule(0, by_ratio=True),
     "exaone-moe": SlidingRule(4),
     "exaone4": SlidingRule(4, default_window=4096, depth=64),
     "gemma2": SlidingRule(2, default_window=4096, always=True),
@@ -62,12 +67,21 @@ def window_of(arch: str, keys: Mapping[str, Any], layers: int) -> Any:
     return keys.get(WINDOW, rule.default_window)
 
 
+def has_windows(arch: str, keys: Mapping[str, Any]) -> bool:
+    """Whether a model of this depth has windows where its file says one; yes for an architecture
+    that is not known here."""
+    rule = SLIDING.get(arch)
+    return rule is None or rule.depth in (0, keys.get("block_count"))
+
+
 def sliding_layers(arch: str, keys: Mapping[str, Any], layers: int) -> list[bool]:
     """For each of ``layers``, whether it slides in a file with a window.
 
     Raises ValueError for a pattern that is neither a number nor a list of ``layers`` values.
     """
     rule = SLIDING[arch]
+    if rule.by_ratio:
+        return [ratio == 0 for ratio in compress_ratios(keys, layers)]
     pattern = keys.get(PATTERN, rule.period)
     if isinstance(pattern, list):
         if len(pattern) < layers:

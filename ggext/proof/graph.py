@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError
 from ggext.gguf.reader import GgufFile
+from ggext.llama_cpp_facts.compressed import COMPRESSED
 from ggext.llama_cpp_facts.node_names import layer_of_node
 from ggext.proof.float32 import (
     OTHER_DEVICES,
@@ -24,7 +25,7 @@ from ggext.proof.float32 import (
 )
 from ggext.proof.reasons import frequency_reason, gain_reason
 from ggext.proof.reference import sample_tokens
-from ggext.proof.report import Check, NodeRow, Wanted
+from ggext.proof.report import Check, Expected, NodeRow
 from ggext.rope.compare import EXACT_GAIN
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from ggext.runtime.rope_watcher import RopeNode
 
 _FIRST, _EDGE = 64, 16  # tokens decoded at the start, and at each far place
+#: Cells where a token's place in the cache goes by its position, so that none lies beyond them.
+_MOST_CELLS = 4096
 #: Noise of an angle that is read from float32 rows, in radians.
 _READING = 5e-7
 
@@ -46,7 +49,7 @@ class Turn:
 
     node: str
     # Of its layer.
-    wanted: Wanted
+    expected: Expected
     call: RopeCall
     positions: NDArray[np.int64]
     # (n_positions, n_pairs): by what each pair was multiplied.
@@ -61,7 +64,7 @@ class Executed:
     (n_pairs,)."""
 
     node: str
-    wanted: Wanted
+    expected: Expected
     call: RopeCall
     inv_freq: NDArray[np.float64]
     gain: NDArray[np.float64]
@@ -77,7 +80,7 @@ def spans(context: int, trained: int) -> list[range]:
     return turns
 
 
-def observe(model: Model, wanted: Wanted, context: int) -> list[Turn]:
+def observe(model: Model, expected: Expected, context: int) -> list[Turn]:
     """Decodes tokens of the embedded document at those positions and reads every ROPE node.
 
     Raises ModelError where llama.cpp refuses, or executes no ROPE at all.
@@ -87,11 +90,16 @@ def observe(model: Model, wanted: Wanted, context: int) -> list[Turn]:
     turns: list[Turn] = []
     tokens = sample_tokens(model, _FIRST)
     # LongRoPE's table goes by the cells that a context has
-    cells = max(CELLS, wanted.table.lengths[0] if wanted.table.lengths else 0)
+    shortest = expected.table.lengths[0] if expected.table.lengths else 0
+    cells = max(CELLS, shortest)
+    if model.architecture in COMPRESSED:
+        cells = context = min(context, _MOST_CELLS)
     with Probe(
-        model, cells, lambda node: turns.append(_turn(node, wanted.of_node(node.name)))
+        model,
+        cells,
+        lambda node: turns.append(_turn(node, expected.of_node(node.name))),
     ) as probe:
-        for span in spans(context, wanted.geometry.trained_context):
+        for span in spans(context, expected.geometry.trained_context):
             probe.clear()
             probe.decode(tokens[: len(span)], span.start)
     if all(math.isnan(value) for turn in turns for value in turn.error.flat):
@@ -101,17 +109,17 @@ def observe(model: Model, wanted: Wanted, context: int) -> list[Turn]:
     return turns
 
 
-def _turn(node: RopeNode, wanted: Wanted) -> Turn:
+def _turn(node: RopeNode, expected: Expected) -> Turn:
     import numpy as np
 
-    geometry = wanted.geometry
-    table = wanted.kernel_table
+    geometry = expected.geometry
+    table = expected.kernel_table
     target = turns(node.positions, table)
     finite = np.isfinite(node.before).all() and np.isfinite(node.after).all()
     if node.before.shape[-1] < geometry.n_rot or not finite:
         return Turn(
             node.name,
-            wanted,
+            expected,
             node.call,
             node.positions,
             np.full_like(target, np.nan),
@@ -132,7 +140,7 @@ def _turn(node: RopeNode, wanted: Wanted) -> Turn:
     rest = np.abs(node.after - node.before)[..., geometry.n_rot :]
     if rest.size and rest.max() > 0:  # dimensions that must stay as they are
         error[:] = np.inf
-    return Turn(node.name, wanted, node.call, node.positions, turn, error)
+    return Turn(node.name, expected, node.call, node.positions, turn, error)
 
 
 def executed_by_node(turns: list[Turn]) -> list[Executed]:
@@ -143,16 +151,25 @@ def executed_by_node(turns: list[Turn]) -> list[Executed]:
 
 def _fit(seen: list[Turn]) -> Executed:
     """The slope of the angle over the first positions, made precise at the far ones as long as the
-    number of whole turns until there is certain."""
+    number of whole turns until there is certain.
+
+    Where the first positions are not those of one token after the other (compressed tokens), the
+    turns between them are believed to be the wanted ones: what is wrong by whole turns is an error
+    of the rotation."""
     import numpy as np
 
     first, *far = seen
-    wanted = first.wanted
+    expected = first.expected
     places = first.positions.astype(np.float64)[:, None]
-    angles = np.unwrap(np.angle(first.turn), axis=0)
+    believed = np.zeros(first.turn.shape[1])
+    if len(first.positions) < 2 or (np.diff(first.positions) != 1).any():
+        believed = np.asarray(expected.kernel_table.inv_freq)
+    angles = np.angle(first.turn * np.exp(-1j * places * believed))
+    angles = np.unwrap(angles, axis=0)
     angles -= 2 * np.pi * np.round(angles[:1] / (2 * np.pi))
-    inv_freq = np.sum(places * angles, axis=0) / max(1.0, float(np.sum(places**2)))
-    unsure = frequency_bound(wanted.kernel_table, wanted.geometry) + _READING / max(
+    inv_freq = np.sum(places * np.nan_to_num(angles), axis=0)
+    inv_freq = believed + inv_freq / max(1.0, float(np.sum(places**2)))
+    unsure = frequency_bound(expected.kernel_table, expected.geometry) + _READING / max(
         1.0, float(places[-1, 0])
     )
     reach = int(places[-1, 0])
@@ -166,7 +183,7 @@ def _fit(seen: list[Turn]) -> Executed:
     known = np.maximum(1, np.isfinite(turns_seen).sum(axis=0))
     gains = np.sqrt(np.nansum(np.abs(turns_seen) ** 2, axis=0) / known)
     gains[~np.isfinite(turns_seen).any(axis=0)] = np.nan
-    return Executed(first.node, wanted, first.call, inv_freq, gains, reach)
+    return Executed(first.node, expected, first.call, inv_freq, gains, reach)
 
 
 def node_rows(turns: list[Turn], nodes: list[Executed]) -> list[NodeRow]:
@@ -198,17 +215,17 @@ def _frequency_error(node: Executed) -> NDArray[np.float64]:
     """Relative, absolute where the pair must not turn."""
     import numpy as np
 
-    target = np.asarray(node.wanted.kernel_table.inv_freq)
+    target = np.asarray(node.expected.kernel_table.inv_freq)
     return _known(np.abs(node.inv_freq - target) / np.where(target == 0, 1.0, target))
 
 
 def _frequency_tolerance(node: Executed, slack: float) -> NDArray[np.float64]:
     import numpy as np
 
-    wanted = node.wanted
-    target = np.asarray(wanted.kernel_table.inv_freq)
+    expected = node.expected
+    target = np.asarray(expected.kernel_table.inv_freq)
     bound = frequency_bound(
-        wanted.kernel_table, wanted.geometry
+        expected.kernel_table, expected.geometry
     ) * slack + _READING / max(1, node.reach)
     return _known(bound / np.where(target == 0, 1.0, target))
 
@@ -216,7 +233,7 @@ def _frequency_tolerance(node: Executed, slack: float) -> NDArray[np.float64]:
 def _gain_error(node: Executed) -> NDArray[np.float64]:
     import numpy as np
 
-    return _known(np.abs(node.gain / node.wanted.kernel_table.attention_factor - 1))
+    return _known(np.abs(node.gain / node.expected.kernel_table.attention_factor - 1))
 
 
 def check_graph(
@@ -233,9 +250,9 @@ def check_graph(
 
 
 def _check_layers(nodes: list[Executed]) -> list[Check]:
-    """Which layers rotate, where some must not. A sliding-window layer's node has a ``Wanted``
+    """Which layers rotate, where some must not. A sliding-window layer's node has a ``Expected``
     without layers."""
-    layers = next((node.wanted.layers for node in nodes if node.wanted.layers), ())
+    layers = next((node.expected.layers for node in nodes if node.expected.layers), ())
     if "unrotated" not in layers:
         return []
     seen = {layer_of_node(node.node) for node in nodes}
@@ -279,7 +296,7 @@ def _check_rotation(
     errors = [_known(turn.error) for turn in turns]
     bounds = [
         turn_bound(
-            turn.positions, turn.wanted.kernel_table, turn.wanted.geometry, slack
+            turn.positions, turn.expected.kernel_table, turn.expected.geometry, slack
         )
         for turn in turns
     ]
@@ -298,7 +315,7 @@ def _check_rotation(
         float(errors[which][place]),
         float(bounds[which][place]),
         f"{turn.node}, position {turn.positions[place[0]]:,} of {last + 1:,}, "
-        f"{_pair(turn.wanted, pair)}",
+        f"{_pair(turn.expected, pair)}",
         why,
     )
 
@@ -309,11 +326,11 @@ def _check_frequency(gguf: GgufFile, nodes: list[Executed], slack: float) -> Che
     which, (pair,), failed = _worst(errors, tolerances)
     node = nodes[which]
     off = int((errors[which] > tolerances[which]).sum())
-    wanted = node.wanted
-    detail = f"{node.node}, {_pair(wanted, int(pair))}"
+    expected = node.expected
+    detail = f"{node.node}, {_pair(expected, int(pair))}"
     why = ""
     if failed:
-        target = wanted.table.inv_freq[pair]
+        target = expected.table.inv_freq[pair]
         executed = float(node.inv_freq[pair])
         ratio = f" (×{executed / target:.4g})" if target else ""
         detail += (
@@ -321,7 +338,7 @@ def _check_frequency(gguf: GgufFile, nodes: list[Executed], slack: float) -> Che
             f"{len(node.gain)} pairs"
         )
         detail += f" are off, in {failed} of {len(nodes)} nodes"
-        why = frequency_reason(gguf, wanted, node.call)
+        why = frequency_reason(gguf, expected, node.call)
     value = float(errors[which][pair])
     tolerance = float(tolerances[which][pair])
     return Check(
@@ -339,7 +356,7 @@ def _check_gain(gguf: GgufFile, nodes: list[Executed], slack: float) -> Check:
     )
     node = nodes[which]
     gain = float(nodes[which].gain[pair])
-    target = node.wanted.kernel_table.attention_factor
+    target = node.expected.kernel_table.attention_factor
     detail = f"{node.node}: wanted {target:.7g}, executed {gain:.7g}"
     detail += f", in {failed} of {len(nodes)} nodes" if failed else ""
     why = gain_reason(gguf, target, gain, node.call) if failed else ""
@@ -353,14 +370,14 @@ def _check_gain(gguf: GgufFile, nodes: list[Executed], slack: float) -> Check:
     )
 
 
-def _pair(wanted: Wanted, pair: int) -> str:
+def _pair(expected: Expected, pair: int) -> str:
     """A pair in the user's terms: ``pair 7 of 16 (dimensions 14 and 15, wavelength 338
     tokens)``."""
-    geometry = wanted.geometry
+    geometry = expected.geometry
     pairs = geometry.n_rot // 2
     first, second = (
         (2 * pair, 2 * pair + 1) if geometry.layout == "norm" else (pair, pair + pairs)
     )
-    length = wanted.table.wavelengths[pair]
+    length = expected.table.wavelengths[pair]
     tokens = "never turns" if math.isinf(length) else f"wavelength {length:,.4g} tokens"
     return f"pair {pair} of {pairs} (dimensions {first} and {second}, {tokens})"

@@ -187,9 +187,8 @@ def _measure(
         return []
     turn = pairs_of(turned, geometry.n_rot, geometry.layout)[:, 0]
     name = f"llama.cpp {device.name}"
-    return _rows(
-        name, positions, turn, table, geometry, 1.0 if device.is_cpu else OTHER_DEVICES
-    )
+    tolerance = 1.0 if device.is_cpu else OTHER_DEVICES
+    return _rows(name, positions, turn, table, geometry, tolerance)
 
 
 def _rows(

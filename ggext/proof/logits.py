@@ -11,7 +11,7 @@ from ggext.errors import GgufError, UsageError
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import prevailing_type, type_name
 from ggext.llama_cpp_facts.indexer import IN_BLOCKS
-from ggext.proof.report import Check, Wanted
+from ggext.proof.report import Check, Expected
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,24 +27,24 @@ DEFAULT_TOKENS = 2048
 def check_logits(
     gguf: GgufFile,
     reference: Path,
-    wanted: Wanted,
+    expected: Expected,
     tokens: int | None,
     tolerance: float | None,
     progress: Callable[[str], None],
 ) -> tuple[list[Check], list[str]]:
     """In the trained window and beyond, and a note for what was not measured."""
-    context = wanted.table.context
+    context = expected.table.context
     if tokens is not None and tokens > context:
         raise UsageError(f"tokens={tokens} is more than the context of {context}")
     count = tokens or min(context, DEFAULT_TOKENS)
     ids, logits = _logits_of_file(gguf, count, progress)
-    expected = _logits_of_checkpoint(reference, wanted, ids, progress)
-    if logits.shape != expected.shape:
+    reference_logits = _logits_of_checkpoint(reference, expected, ids, progress)
+    if logits.shape != reference_logits.shape:
         raise GgufError(
             f"{gguf.path} has {logits.shape[1]} tokens in its vocabulary, {reference} "
-            f"{expected.shape[1]}"
+            f"{reference_logits.shape[1]}"
         )
-    window = wanted.geometry.trained_context
+    window = expected.geometry.trained_context
     checks = []
     notes = []
     for name, rows in (
@@ -56,7 +56,9 @@ def check_logits(
                 f"logits {name}: not measured; {count} tokens do not pass {window}: raise tokens=N"
             )
             continue
-        checks.append(_check(gguf, name, expected[rows], logits[rows], tolerance))
+        checks.append(
+            _check(gguf, name, reference_logits[rows], logits[rows], tolerance)
+        )
     return checks, notes
 
 
@@ -79,19 +81,21 @@ def _logits_of_file(
 
 
 def _logits_of_checkpoint(
-    reference: Path, wanted: Wanted, ids: list[int], progress: Callable[[str], None]
+    reference: Path, expected: Expected, ids: list[int], progress: Callable[[str], None]
 ) -> NDArray[np.float32]:
     """transformers' logits after each of the tokens: (tokens, vocabulary)."""
     from ggext.proof import reference as judge
 
     progress(f"transformers: {len(ids)} tokens")
-    return judge.transformers_logits(reference, wanted.scaling, wanted.geometry, ids)
+    return judge.transformers_logits(
+        reference, expected.scaling, expected.geometry, ids
+    )
 
 
 def _check(
     gguf: GgufFile,
     name: str,
-    expected: NDArray[np.float32],
+    reference_logits: NDArray[np.float32],
     logits: NDArray[np.float32],
     tolerance: float | None,
 ) -> Check:
@@ -107,7 +111,7 @@ def _check(
     limit = tolerance
     if limit is None:
         limit = KL_TOLERANCE.get(weights, KL_TOLERANCE_OTHER)
-    kl, difference = judge.divergence(expected, logits)
+    kl, difference = judge.divergence(reference_logits, logits)
     detail = (
         f"{len(kl)} tokens, {weights} weights, worst |Δ logit| {difference:.1e}, worst KL "
         f"{kl.max():.1e}"

@@ -7,8 +7,9 @@ import math
 
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.rope import still_pairs_in_words
-from ggext.proof.report import Wanted
+from ggext.proof.report import Expected
 from ggext.rope import methods
+from ggext.rope.capabilities import capability_of
 from ggext.runtime.ggml import RopeCall
 
 #: Who reads these keys in the pinned llama.cpp; for other architectures they change nothing.
@@ -27,18 +28,20 @@ def kernel_gain(call: RopeCall) -> float:
     return 1.0 + 0.1 * math.log(1 / call.freq_scale)
 
 
-def gain_reason(gguf: GgufFile, wanted: float, executed: float, call: RopeCall) -> str:
+def gain_reason(
+    gguf: GgufFile, expected: float, executed: float, call: RopeCall
+) -> str:
     own = kernel_gain(call)
-    remedy = f"rope.scaling.attn_factor must be {wanted / own:.6g}"
+    remedy = f"rope.scaling.attn_factor must be {expected / own:.6g}"
     because = (
-        f" ({wanted:.6g} / {own:.6g}, by which YaRN's operation multiplies it on its own)"
+        f" ({expected:.6g} / {own:.6g}, by which YaRN's operation multiplies it on its own)"
         if own != 1
         else ""
     )
     unread = _unread(gguf, "rope.scaling.yarn_attn_factor")
     if unread:
         return f"{unread}; {remedy}{because}"
-    if own != 1 and math.isclose(executed, wanted * own, rel_tol=1e-4):
+    if own != 1 and math.isclose(executed, expected * own, rel_tol=1e-4):
         return (
             f"YaRN's operation multiplies the gain by {own:.6g} on its own, so {remedy}"
         )
@@ -47,11 +50,11 @@ def gain_reason(gguf: GgufFile, wanted: float, executed: float, call: RopeCall) 
 
 def _unread(gguf: GgufFile, *names: str) -> str:
     keys = gguf.arch_keys()
-    found = [f"{name} {keys[name]:g}" for name in names if _is_unread(gguf, name)]
-    if not found:
+    unread = [f"{name} {keys[name]:g}" for name in names if _is_unread(gguf, name)]
+    if not unread:
         return ""
     return (
-        f"the file's {' and '.join(found)} {'are' if found[1:] else 'is'} not read by "
+        f"the file's {' and '.join(unread)} {'are' if unread[1:] else 'is'} not read by "
         f"llama.cpp's {gguf.arch}"
     )
 
@@ -63,10 +66,10 @@ def _is_unread(gguf: GgufFile, name: str) -> bool:
     )
 
 
-def frequency_reason(gguf: GgufFile, wanted: Wanted, call: RopeCall) -> str:
+def frequency_reason(gguf: GgufFile, expected: Expected, call: RopeCall) -> str:
     """The first parameter of the operation that is not as wanted."""
-    geometry = wanted.geometry
-    scaling = wanted.scaling
+    geometry = expected.geometry
+    scaling = expected.scaling
     still = still_pairs_in_words(gguf)
     if still:
         return still
@@ -83,14 +86,14 @@ def frequency_reason(gguf: GgufFile, wanted: Wanted, call: RopeCall) -> str:
     if call.factors is not None:
         return "the tensor of frequency factors does not hold the wanted table: bake the file again"
     differences = (
-        [*_yarn_differences(gguf, wanted, call)] if scaling.method == "yarn" else []
+        [*_yarn_differences(gguf, expected, call)] if scaling.method == "yarn" else []
     )
-    differences += _plain_differences(wanted, call)
+    differences += _plain_differences(gguf.arch, expected, call)
     return "; ".join(differences) or f"the operation runs as {call}"
 
 
-def _yarn_differences(gguf: GgufFile, wanted: Wanted, call: RopeCall) -> list[str]:
-    scaling = wanted.scaling
+def _yarn_differences(gguf: GgufFile, expected: Expected, call: RopeCall) -> list[str]:
+    scaling = expected.scaling
     if call.ext_factor == 0:
         return [
             "YaRN is wanted, and the operation runs without it: rope.scaling.type must be yarn"
@@ -118,9 +121,9 @@ def _yarn_differences(gguf: GgufFile, wanted: Wanted, call: RopeCall) -> list[st
     ]
 
 
-def _plain_differences(wanted: Wanted, call: RopeCall) -> list[str]:
-    geometry = wanted.geometry
-    scaling = wanted.scaling
+def _plain_differences(arch: str, expected: Expected, call: RopeCall) -> list[str]:
+    geometry = expected.geometry
+    scaling = expected.scaling
     base = geometry.base
     if scaling.method == "ntk":
         base = methods.ntk_base(scaling.factor or 1.0, geometry)
@@ -129,7 +132,8 @@ def _plain_differences(wanted: Wanted, call: RopeCall) -> list[str]:
     result = []
     if not _same(call.freq_base, base):
         result.append(
-            f"base {base:.9g} wanted, {call.freq_base:.9g} executed (rope.freq_base)"
+            f"base {base:.9g} wanted, {call.freq_base:.9g} executed "
+            f"({capability_of(arch).base_key})"
         )
     if not _same(call.freq_scale, scale):
         result.append(

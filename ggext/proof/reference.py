@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ggext.errors import CheckpointError, MissingExtraError, ModelError, first_line
 from ggext.rope import methods
 from ggext.rope.config_keys import PARAMETER_OF_KEY
+from ggext.rope.families import FULL, KIND_NAMES, SLIDING
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 from ggext.runtime.likelihood import diverge
 
@@ -33,15 +34,19 @@ def sample_tokens(model: Model, count: int) -> list[int]:
     return (ids * (count // len(ids) + 1))[:count]
 
 
-def rope_parameters(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, Any]:
+def rope_parameters(
+    scaling: RopeScaling, geometry: RopeGeometry, named: str = ""
+) -> dict[str, Any]:
     """``rope_parameters`` as transformers spells the request, by layer kind where the sliding ones
-    have their own."""
+    have their own. ``named``: the ``model_type`` or llama.cpp's architecture, by which the kinds
+    have their names."""
     if geometry.sliding_base is None:
         return _of_one_kind(scaling, geometry)
+    names = KIND_NAMES.get(named, {})
     sliding = {"rope_type": "default", "rope_theta": geometry.sliding_base}
     return {
-        "full_attention": _of_one_kind(scaling, geometry),
-        "sliding_attention": sliding,
+        names.get(FULL, FULL): _of_one_kind(scaling, geometry),
+        names.get(SLIDING, SLIDING): sliding,
     }
 
 
@@ -97,15 +102,8 @@ def transformers_logits(
         quantization = getattr(config, "quantization_config", None)
         if quantization is not None:
             config.quantization_config = {**quantization, "dequantize": True}
-        model, loaded = judge_class(config).from_pretrained(
-            folder,
-            config=config,
-            dtype="auto" if quantization else torch.float32,
-            attn_implementation="eager",
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        _check_all_loaded(folder, loaded["missing_keys"])
+        dtype = "auto" if quantization else torch.float32
+        model = loaded_model(folder, config, dtype, "eager")
         model = model.to("cpu", torch.float32).eval()
         if scaling.attention_factor is not None:  # only yarn has a parameter for it
             _set_gain(model, scaling.attention_factor)
@@ -134,14 +132,24 @@ def judge_class(config: Any) -> Any:
     return AutoModelForCausalLM if known else AutoModelForImageTextToText
 
 
-def _check_all_loaded(folder: Path, missing: set[str]) -> None:
-    """Raises ``CheckpointError`` where transformers made up tensors that it did not find."""
+def loaded_model(folder: Path, config: Any, dtype: Any, attention: str) -> Any:
+    """A checkpoint's model under a configuration. Raises ``CheckpointError`` where transformers
+    made up tensors that it did not find."""
+    model, loaded = judge_class(config).from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        attn_implementation=attention,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    missing = loaded["missing_keys"]
     if missing:
         raise CheckpointError(
             f"{folder}: transformers does not find {len(missing)} of the model's tensors there "
-            f"(first {min(missing)}) and makes them up, so it cannot judge; save the model under "
-            "its own names first"
+            f"(first {min(missing)}) and makes them up; save the model under its own names first"
         )
+    return model
 
 
 def set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None:
@@ -149,7 +157,7 @@ def set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None:
     if not geometry.n_rot:
         return
     kept = _kept(config)
-    given = rope_parameters(scaling, geometry)
+    given = rope_parameters(scaling, geometry, config.model_type)
     kinds = [kind for kind, values in kept.items() if isinstance(values, dict)]
     if kinds and geometry.sliding_base is None:
         given = dict.fromkeys(kinds, given)

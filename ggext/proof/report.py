@@ -136,8 +136,10 @@ class Report:
                 for check in self.checks
                 if check.required and not check.passed
             ]
-            asked = "its keys mean" if self.wanted_from == OWN_KEYS else "was asked for"
-            return f"{tokens}: WRONG, {_WRONG[levels[0]].format(asked)}"
+            source = (
+                "its keys mean" if self.wanted_from == OWN_KEYS else "was asked for"
+            )
+            return f"{tokens}: WRONG, {_WRONG[levels[0]].format(source)}"
         exact = "exact in llama.cpp"
         if not any(check.level == "graph" for check in self.checks):
             exact = "exact by what the file says; llama.cpp was not run"
@@ -158,7 +160,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Expected:
     """What the file must do, and who says so."""
 
     scaling: RopeScaling
@@ -173,7 +175,7 @@ class Wanted:
     # The table itself, where no scaling stands for it (frequency factors of an unknown method).
     stated: RopeTable | None = None
 
-    def of_node(self, name: str) -> Wanted:
+    def of_node(self, name: str) -> Expected:
         """What a ROPE operation must do, by the layer that llama.cpp's name for it ends in
         (``Qcur-5``)."""
         if self.indexer is not None and is_of_indexer(name):
@@ -183,12 +185,12 @@ class Wanted:
             return self
         return self.of_unscaled()
 
-    def of_unscaled(self) -> Wanted:
+    def of_unscaled(self) -> Expected:
         """What the sliding-window layers must do, where they have a table of their own."""
         scaling = RopeScaling(
             context=methods.extended_context(self.scaling, self.geometry)
         )
-        return Wanted(scaling, self.geometry.of_sliding(), self.source)
+        return Expected(scaling, self.geometry.of_sliding(), self.source)
 
     @property
     def table(self) -> RopeTable:

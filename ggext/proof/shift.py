@@ -150,13 +150,14 @@ def check_shift(gguf: GgufFile, rows: list[ShiftRow], required: bool) -> Check:
     divergences = ", ".join(f"{row.kl:.1e}" for row in rows)
     safe = change <= TOLERANCE
     verdict = "safe" if safe else "not safe"
+    reason = "" if safe else _reason(gguf)
     return Check(
         "shift",
         f"norm of cached keys after {len(rows)} shifts, change",
         change,
         TOLERANCE,
         f"{verdict} to roll: {norms}; KL from a fresh evaluation {divergences} nats",
-        "" if safe else _reason(gguf),
+        reason,
         required,
     )
 

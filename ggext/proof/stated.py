@@ -13,7 +13,7 @@ from typing import Any
 
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.rope import effective_table, factor_tensors
-from ggext.proof.report import OWN_KEYS, Check, Wanted
+from ggext.proof.report import OWN_KEYS, Check, Expected
 from ggext.rope import methods
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, compare
 from ggext.rope.decode import geometry_of
@@ -29,7 +29,7 @@ _YARN = {
 }
 
 
-def wanted_by_keys(gguf: GgufFile) -> Wanted:
+def expected_by_keys(gguf: GgufFile) -> Expected:
     """The table that the file's keys and tensors ask for."""
     keys = gguf.arch_keys()
     geometry = geometry_of(gguf.arch_keys(), gguf.arch)
@@ -41,6 +41,7 @@ def wanted_by_keys(gguf: GgufFile) -> Wanted:
     if method == "yarn":
         meant = {name: _meant(keys, key) for name, key in _YARN.items()}
         gain = meant["attention_factor"]
+        attention_factor = table.attention_factor if gain is None else gain
         scaling = RopeScaling(
             "yarn",
             factor=factor,
@@ -48,13 +49,13 @@ def wanted_by_keys(gguf: GgufFile) -> Wanted:
             context=table.context,
             beta_fast=meant["beta_fast"],
             beta_slow=meant["beta_slow"],
-            attention_factor=table.attention_factor if gain is None else gain,
+            attention_factor=attention_factor,
         )
         if any(value is not None for value in meant.values()) and not factor_tensors(
             gguf
         ):
-            return Wanted(scaling, geometry, OWN_KEYS)
-    return Wanted(scaling, geometry, OWN_KEYS, stated=table)
+            return Expected(scaling, geometry, OWN_KEYS)
+    return Expected(scaling, geometry, OWN_KEYS, stated=table)
 
 
 def _meant(keys: Mapping[str, Any], key: str) -> float | None:

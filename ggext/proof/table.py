@@ -9,8 +9,8 @@ from pathlib import Path
 from ggext.checkpoint.named import shown
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.rope import effective_table, recipe_of
-from ggext.proof.report import Check, Wanted
-from ggext.proof.stated import wanted_by_keys
+from ggext.proof.report import Check, Expected
+from ggext.proof.stated import expected_by_keys
 from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import (
@@ -30,58 +30,62 @@ from ggext.rope.scaling import RopeTable
 _FINAL = ("gemma3",)
 
 
-def what_is_wanted(gguf: GgufFile, reference: Path | None) -> Wanted:
+def expected_of(gguf: GgufFile, reference: Path | None) -> Expected:
     """The recipe in the file says what was asked; a reference checkpoint says of which model. A
     file with neither is held to what its own keys mean."""
     recipe = recipe_of(gguf)
     keys = gguf.arch_keys()
     if reference is not None:
-        wanted = _by_reference(recipe, reference)
+        expected = _by_reference(recipe, reference)
     elif recipe is not None:
-        wanted = Wanted(
+        expected = Expected(
             recipe.scaling,
             recipe.geometry,
             f"recipe in the file (by {recipe.asked_by})",
         )
     else:
-        wanted = wanted_by_keys(gguf)
+        expected = expected_by_keys(gguf)
     return replace(
-        wanted,
+        expected,
         query_scale=query_scale(keys),
         layers=layer_kinds(keys, gguf.arch),
         indexer=capability_of(gguf.arch).indexer,
     )
 
 
-def _by_reference(recipe: Recipe | None, reference: Path) -> Wanted:
+def _by_reference(recipe: Recipe | None, reference: Path) -> Expected:
     from ggext.checkpoint.config import read_config
     from ggext.converters import family_of
 
     rope = family_of(read_config(reference)).rope()
     if recipe is None or recipe.by_checkpoint:
         rope = rope.understood()
-        return Wanted(rope.scaling, rope.geometry, f"{shown(reference)}/config.json")
+        return Expected(rope.scaling, rope.geometry, f"{shown(reference)}/config.json")
     original = methods.original_context(recipe.scaling, rope.geometry)
     geometry = replace(rope.geometry, trained_context=original)
-    return Wanted(
+    return Expected(
         recipe.scaling,
         geometry,
         f"recipe in the file (by {recipe.asked_by}) on {shown(reference)}",
     )
 
 
-def check_table(wanted: RopeTable, effective: RopeTable, why: str = "") -> list[Check]:
+def check_table(
+    expected: RopeTable, effective: RopeTable, why: str = ""
+) -> list[Check]:
     """``why``: the reason of a frequency error, where it is known."""
-    result = compare(wanted, effective)
-    pairs = len(wanted.inv_freq)
+    result = compare(expected, effective)
+    pairs = len(expected.inv_freq)
     where = f"pair {result.worst_pair} of {pairs}"
     if len(effective.inv_freq) == pairs:
-        wrong = sum(error > EXACT_FREQUENCY for error in pair_errors(wanted, effective))
+        wrong = sum(
+            error > EXACT_FREQUENCY for error in pair_errors(expected, effective)
+        )
         where += f"; {wrong} pairs are off" if wrong else ""
     gains = (
-        f"wanted {wanted.attention_factor:.7g}, file {effective.attention_factor:.7g}"
+        f"wanted {expected.attention_factor:.7g}, file {effective.attention_factor:.7g}"
     )
-    short = max(0, wanted.context - effective.context)
+    short = max(0, expected.context - effective.context)
     return [
         Check(
             "table",
@@ -108,16 +112,16 @@ def check_table(wanted: RopeTable, effective: RopeTable, why: str = "") -> list[
     ]
 
 
-def check_reach(gguf: GgufFile, wanted: Wanted) -> list[Check]:
+def check_reach(gguf: GgufFile, expected: Expected) -> list[Check]:
     """A failed check where the context that is meant is less than the scaling reaches and nothing
     says why; else nothing."""
-    scaling = wanted.scaling
-    context = wanted.table.context
+    scaling = expected.scaling
+    context = expected.table.context
     stated = scaling.context_reason is not None or gguf.arch in _FINAL
     if scaling.method not in GROWING or stated:
         return []
     factor = scaling.factor or 1.0
-    original = methods.original_context(scaling, wanted.geometry)
+    original = methods.original_context(scaling, expected.geometry)
     short = int(factor * original * (1 - 1e-6)) - context
     if short <= 0:
         return []
@@ -130,15 +134,15 @@ def check_reach(gguf: GgufFile, wanted: Wanted) -> list[Check]:
     ]
 
 
-def check_other_layers(gguf: GgufFile, wanted: Wanted) -> list[Check]:
+def check_other_layers(gguf: GgufFile, expected: Expected) -> list[Check]:
     """The sliding-window layers' own table, and the scale of all scores, where the architecture has
     them."""
     keys = gguf.arch_keys()
     checks = []
-    if "unscaled" in wanted.layers:
+    if "unscaled" in expected.layers:
         effective = decode_sliding(keys, gguf.arch)
         assert effective is not None  # the file has layers that slide
-        result = compare(wanted.of_unscaled().table, effective)
+        result = compare(expected.of_unscaled().table, effective)
         where = f"pair {result.worst_pair} of {len(effective.inv_freq)}"
         gains = f"wanted 1, file {effective.attention_factor:.7g}"
         checks += [
@@ -158,14 +162,14 @@ def check_other_layers(gguf: GgufFile, wanted: Wanted) -> list[Check]:
             ),
         ]
     if capability_of(gguf.arch).scores != "plain":
-        target = methods.score_scale(wanted.scaling)
-        found = score_scale(keys, gguf.arch)
-        detail = f"wanted {target:.7g}, file {found:.7g}"
+        target = methods.score_scale(expected.scaling)
+        scale = score_scale(keys, gguf.arch)
+        detail = f"wanted {target:.7g}, file {scale:.7g}"
         checks.append(
             Check(
                 "table",
                 "scale of the scores, relative error",
-                abs(found / target - 1),
+                abs(scale / target - 1),
                 2 * EXACT_GAIN,
                 detail,
             )
@@ -173,9 +177,9 @@ def check_other_layers(gguf: GgufFile, wanted: Wanted) -> list[Check]:
     return checks
 
 
-def elsewhere(gguf: GgufFile, wanted: RopeTable) -> Comparison | None:
+def elsewhere(gguf: GgufFile, expected: RopeTable) -> Comparison | None:
     """What programs make of a file that is right in ggext's own contexts alone; ``None`` for other
     files."""
     if not context_parameters(gguf.arch_keys()):
         return None
-    return compare(wanted, effective_table(gguf))
+    return compare(expected, effective_table(gguf))

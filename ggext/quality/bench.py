@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import UsageError
-from ggext.quality import texts
+from ggext.quality import texts, words
 from ggext.quality.items import Diverged, Item, Losses, Result
 from ggext.quality.needles import ask, sample_maker, speaks_little
 from ggext.quality.perplexity import SHORT, WINDOW, compare, nll, short_nll
@@ -82,8 +82,9 @@ class Bench(Closing):
 
     def session_options(self, n_ctx: int) -> SessionOptions:
         setting = self.setting
+        n_ctx = n_ctx if setting.when_full == "stop" else min(n_ctx, setting.context)
         return SessionOptions(
-            n_ctx=n_ctx if setting.when_full == "stop" else min(n_ctx, setting.context),
+            n_ctx=n_ctx,
             threads=self.options.threads,
             kv_type=setting.kv_type,
             memory=MemoryOptions(when_full=setting.when_full),
@@ -138,13 +139,12 @@ class Bench(Closing):
     @cached_property
     def _make(self) -> Callable[[str, int, Random], Sample]:
         path = self.options.questions
-        asked = () if path is None else texts.read_questions(path)
-        if not self.options.texts:
-            return sample_maker(self.prompts, asked=asked)
-        found = texts.filler_of([text for _, text in self.documents])
-        return sample_maker(
-            self.prompts, lambda rng: texts.sentences_from(found, rng), asked
-        )
+        own_questions = () if path is None else texts.read_questions(path)
+        filler = words.sentences
+        if self.options.texts:
+            sentences = texts.filler_of([text for _, text in self.documents])
+            filler = partial(texts.sentences_from, sentences)
+        return sample_maker(self.prompts, filler, own_questions, self.options.needles)
 
     def piece(self, item: Item) -> Piece:
         """The tokens of a document's item; the same for every setting of a vocabulary."""
@@ -201,12 +201,12 @@ class Bench(Closing):
     def diverge(self, item: Item, first: Session, progress: Progress) -> Diverged:
         """How this setting differs from another's session on a piece."""
         piece = self.piece(item)
-        found = compare(first, self.session, piece.tokens, progress)
+        divergence = compare(first, self.session, piece.tokens, progress)
         return Diverged(
             piece.name,
-            _narrow(found.kl),
-            _narrow(found.same_top),
-            _narrow(found.delta_p),
+            _narrow(divergence.kl),
+            _narrow(divergence.same_top),
+            _narrow(divergence.delta_p),
         )
 
     def speed(self, probe: int = _PROBE) -> Speed:

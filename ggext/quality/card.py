@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ggext.quality import phrases
 from ggext.quality.report import EvalReport
@@ -20,44 +20,8 @@ def card(report: EvalReport, command: str) -> str:
         rows.append([labels[setting.name], *reaches, phrases.price(setting)])
     head = ["", *phrases.DEFINITIONS.values(), "price at a short context"]
     lines += [f"Effective context ({phrases.BOUND}):", "", *_table(head, rows)]
-    scored = [setting for setting in report.settings if setting.scores]
-    lengths = sorted({one.length for setting in scored for one in setting.scores})
-    if scored:
-        rows = []
-        for setting in scored:
-            found = {one.length: one.score for one in setting.scores}
-            rows.append(
-                [
-                    labels[setting.name],
-                    *(phrases.share(found[n]) if n in found else "–" for n in lengths),
-                ]
-            )
-        units = max(one.score.units for setting in scored for one in setting.scores)
-        title = (
-            f"Right answers in per cent [95 %], {', '.join(report.tasks)}, at most "
-            f"{phrases.texts(units)} a figure, by tokens:"
-        )
-        lines += ["", title, ""]
-        lines += _table(["", *(f"{n:,}" for n in lengths)], rows)
-    measured = [setting for setting in report.settings if setting.bands]
-    if measured:
-        edges = sorted(
-            {(band.start, band.end) for one in measured for band in one.bands}
-        )
-        rows = []
-        for setting in measured:
-            by_edge = {
-                (b.start, b.end): phrases.number(b.perplexity) for b in setting.bands
-            }
-            rows.append(
-                [labels[setting.name], *(by_edge.get(edge, "–") for edge in edges)]
-            )
-        lines += [
-            "",
-            f"Perplexity by position [95 %], {phrases.document_texts(report)}:",
-            "",
-        ]
-        lines += _table(["up to token", *(f"{end:,}" for _, end in edges)], rows)
+    lines += _answers(report, labels)
+    lines += _perplexities(report, labels)
     caches = (
         f"{labels[setting.name]}: {cache}"
         for setting in report.settings
@@ -67,6 +31,40 @@ def card(report: EvalReport, command: str) -> str:
     lines += ["", *(f"- {note}" for note in notes)] if notes else []
     made = f"Measured with ggext {report.ggext} on llama.cpp {report.llama_cpp}:"
     return "\n".join([*lines, "", made, "", f"    {command}", ""])
+
+
+def _answers(report: EvalReport, labels: Mapping[str, str]) -> list[str]:
+    """The scores by length; no line where no question was asked."""
+    scored = [setting for setting in report.settings if setting.scores]
+    if not scored:
+        return []
+    lengths = sorted({one.length for setting in scored for one in setting.scores})
+    rows = []
+    for setting in scored:
+        shares = {one.length: phrases.share(one.score) for one in setting.scores}
+        cells = [shares.get(length, "–") for length in lengths]
+        rows.append([labels[setting.name], *cells])
+    units = max(one.score.units for setting in scored for one in setting.scores)
+    title = (
+        f"Right answers in per cent [95 %], {', '.join(report.tasks)}, at most "
+        f"{phrases.texts(units)} a figure, by tokens:"
+    )
+    return ["", title, "", *_table(["", *(f"{n:,}" for n in lengths)], rows)]
+
+
+def _perplexities(report: EvalReport, labels: Mapping[str, str]) -> list[str]:
+    """The perplexity by position; no line where none was measured."""
+    measured = [setting for setting in report.settings if setting.bands]
+    if not measured:
+        return []
+    edges = sorted({(band.start, band.end) for one in measured for band in one.bands})
+    rows = []
+    for setting in measured:
+        values = {(b.start, b.end): phrases.number(b.perplexity) for b in setting.bands}
+        rows.append([labels[setting.name], *(values.get(edge, "–") for edge in edges)])
+    title = f"Perplexity by position [95 %], {phrases.document_texts(report)}:"
+    head = ["up to token", *(f"{end:,}" for _, end in edges)]
+    return ["", title, "", *_table(head, rows)]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -52,15 +52,15 @@ def differences_between(
     """Of two settings, on what both have measured. ``lengths``: of the texts for answers, in
     tokens; ``results``: by the settings' keys."""
     base = results.get(first.key, {})
-    found = results.get(second.key, {})
+    others = results.get(second.key, {})
     for length in lengths:
-        estimate = _answers(base, found, length)
+        estimate = _answers(base, others, length)
         if estimate is not None:
             winner = _winner(first.name, second.name, estimate, more_is_better=True)
             yield Difference(
                 first.name, second.name, "answers", length, length, estimate, winner
             )
-    yield from _perplexities(first.name, second.name, base, found)
+    yield from _perplexities(first.name, second.name, base, others)
 
 
 def _answers(

@@ -207,10 +207,10 @@ def price(
         return None
     own = _short_losses(results.get(setting.key, {}), plan.short)
     base = _short_losses(results.get(setting.unscaled().key, {}), plan.short)
-    found = statistics.paired(base, own)
-    if found is None:
+    difference = statistics.paired(base, own)
+    if difference is None:
         return None
-    ratio = exponential(found)
+    ratio = exponential(difference)
     return Estimate(
         ratio.value - 1, ratio.low - 1, ratio.high - 1, ratio.items, ratio.units
     )

@@ -121,7 +121,7 @@ def answer_loss(
 def sample_maker(
     prompts: PromptMaker,
     filler: tasks.Filler = words.sentences,
-    asked: tuple[tasks.Asked, ...] = (),
+    own_questions: tuple[tasks.UserQuestion, ...] = (),
     needles: int = tasks.DEPTHS,
 ) -> Callable[[str, int, Random], Sample]:
     """The maker of samples (task, length, random numbers) for what a vocabulary can spell.
@@ -134,7 +134,7 @@ def sample_maker(
     if speaks_little(prompts.model):
         return lambda task, length, rng: _little(prompts, task, length, rng, needles)
     if prompts.spells(_CHARACTERS):
-        source = tasks.Source(count, filler, asked, needles)
+        source = tasks.Source(count, filler, own_questions, needles)
         return lambda task, length, rng: tasks.make(task, source, length, rng)
     raise UsageError(
         f"the vocabulary of {prompts.model.path} cannot spell a needle such as "
@@ -176,12 +176,12 @@ def _little(
     # The chat's end marker is counted by the language, and not asked for here.
     text = language.document(rng, known, room + 1)
     places = {fact: text.find(fact.sentence()) / len(text) for fact in known}
-    asked = []
+    chosen = []
     for i in range(questions):
         depth = (i + rng.random()) / questions
-        asked.append(
+        chosen.append(
             min(
-                (f for f in known if f not in asked),
+                (f for f in known if f not in chosen),
                 key=lambda f: abs(places[f] - depth),
             )
         )
@@ -195,6 +195,6 @@ def _little(
                 (language.answer(fact.key, fact.place),),
                 places[fact],
             )
-            for fact in asked
+            for fact in chosen
         ),
     )

@@ -125,8 +125,10 @@ def _scores(report: EvalReport) -> str:
     lengths = sorted({one.length for setting in scored for one in setting.scores})
     rows = []
     for setting in scored:
-        found = {one.length: one.score for one in setting.scores}
-        cells = [phrases.share(found[n]) if n in found else "–" for n in lengths]
+        by_length = {one.length: one.score for one in setting.scores}
+        cells = [
+            phrases.share(by_length[n]) if n in by_length else "–" for n in lengths
+        ]
         rows.append([labels[setting.name], *cells])
     counts = {
         (one.score.units, one.score.items)
@@ -203,8 +205,10 @@ def _perplexities(report: EvalReport) -> str:
     )
     rows = []
     for setting in measured:
-        found = {(b.start, b.end): phrases.number(b.perplexity) for b in setting.bands}
-        rows.append([labels[setting.name], *(found.get(edge, "–") for edge in edges)])
+        by_edge = {
+            (b.start, b.end): phrases.number(b.perplexity) for b in setting.bands
+        }
+        rows.append([labels[setting.name], *(by_edge.get(edge, "–") for edge in edges)])
     return (
         "<h2>Perplexity by position</h2>"
         + chart(lines, axes)
@@ -268,12 +272,12 @@ def _further(report: EvalReport) -> str:
 def _key_bands(report: EvalReport) -> Iterator[str]:
     """Key tokens by position, a row for each setting."""
     labels = phrases.labels(report)
-    found = {
+    by_name = {
         one.name: one.key_tokens.bands for one in report.settings if one.key_tokens
     }
-    ends = sorted({band.end for parts in found.values() for band in parts})
+    ends = sorted({band.end for parts in by_name.values() for band in parts})
     rows = []
-    for name, parts in found.items():
+    for name, parts in by_name.items():
         by_end = {band.end: phrases.key_band(band) for band in parts}
         rows.append([labels[name], *(by_end.get(end, "–") for end in ends)])
     if rows:

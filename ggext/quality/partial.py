@@ -9,6 +9,7 @@ from typing import Any
 from ggext.quality.items import Item, Result, as_json, from_json, parsed_key
 from ggext.quality.kept_lines import KeptLines
 from ggext.quality.settings import EvalOptions
+from ggext.quality.tasks import DEPTHS
 from ggext.quality.texts import digest
 
 _FORMAT = "ggext eval, partial run 1"
@@ -26,7 +27,18 @@ def run_header(options: EvalOptions) -> dict[str, Any]:
         "protocol": options.protocol,
         "texts": [digest(path) for path in read],
         **_environment(),
-    } | ({"marks": True} if options.marks else {})
+        **_changed(options),
+    }
+
+
+def _changed(options: EvalOptions) -> dict[str, Any]:
+    """What is newer than the format, where it is asked for."""
+    changed: dict[str, Any] = {}
+    if options.marks:
+        changed["marks"] = True
+    if options.needles != DEPTHS:
+        changed["needles"] = options.needles
+    return changed
 
 
 def _environment() -> dict[str, str]:

@@ -40,14 +40,14 @@ def nll(
     """
     import numpy as np
 
-    found = []
+    losses = []
     done = 0
     for part in scores(session, tokens, first):
-        found.append(part.nll)
+        losses.append(part.nll)
         done += len(part.nll)
         if progress is not None:
             progress(done)
-    return np.concatenate(found) if found else np.empty(0)
+    return np.concatenate(losses) if losses else np.empty(0)
 
 
 def short_nll(

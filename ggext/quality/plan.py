@@ -96,7 +96,7 @@ def planned(paths: Sequence[object], options: EvalOptions) -> Plan:
     """
     chosen = settings(_paths(paths), options)
     lengths = lengths_for(chosen, options)
-    baselines, notes = _baselines(chosen)
+    baselines, notes = _baselines(chosen, options)
     tried = _Tried(options, lengths)
     for setting in [*chosen, *baselines]:
         tried.add(setting)
@@ -190,13 +190,15 @@ def _reaches(setting: Setting, length: int) -> bool:
     return setting.limit is None or length <= setting.limit
 
 
-def _baselines(chosen: Sequence[Setting]) -> tuple[list[Setting], list[str]]:
+def _baselines(
+    chosen: Sequence[Setting], options: EvalOptions
+) -> tuple[list[Setting], list[str]]:
     """For each file and KV type that is scaled, the same unscaled where it is not chosen."""
-    found: dict[str, Setting] = {}
+    baselines: dict[str, Setting] = {}
     notes = []
     known = {setting.key for setting in chosen}
     for setting in chosen:
-        if setting.is_unscaled:
+        if setting.is_unscaled or not options.price:
             continue
         unscaled = setting.unscaled()
         try:
@@ -205,8 +207,8 @@ def _baselines(chosen: Sequence[Setting]) -> tuple[list[Setting], list[str]]:
             notes.append(f"the price at a short context is not measured: {error}")
             continue
         if unscaled.key not in known:
-            found[unscaled.key] = unscaled
-    return list(found.values()), list(dict.fromkeys(notes))
+            baselines[unscaled.key] = unscaled
+    return list(baselines.values()), list(dict.fromkeys(notes))
 
 
 def _short(
@@ -297,19 +299,21 @@ def _rounds(plan: Plan, options: EvalOptions) -> int:
 
 
 def _with_items(plan: Plan, options: EvalOptions, short_texts: int) -> Plan:
-    found: list[tuple[int, int, Setting, Item]] = []
+    ordered: list[tuple[int, int, Setting, Item]] = []
     order = [*plan.settings, *plan.baselines]
     for place, setting in enumerate(order):
         own = setting in plan.settings
         for item in _items(plan, setting, options, short_texts, own=own):
             if item.kind == "divergence" and place == 0:
                 continue
-            found.append((item.index, place, setting, item))
+            ordered.append((item.index, place, setting, item))
     # Whenever it ends, every setting has measured about the same items.
-    found.sort(
+    ordered.sort(
         key=lambda one: (one[0], one[3].length, one[3].kind, one[3].task, one[1])
     )
-    return replace(plan, items=tuple((setting, item) for _, _, setting, item in found))
+    return replace(
+        plan, items=tuple((setting, item) for _, _, setting, item in ordered)
+    )
 
 
 def _items(

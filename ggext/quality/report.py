@@ -126,8 +126,8 @@ def report_of(
     by_setting = results_by_setting(results)
     reports = []
     for setting in plan.settings:
-        found = _planned_results(plan, setting, by_setting)
-        reports.append(_setting_report(plan, setting, found, by_setting))
+        planned = _planned_results(plan, setting, by_setting)
+        reports.append(_setting_report(plan, setting, planned, by_setting))
     return EvalReport(
         tuple(reports),
         tuple(differences_of(plan, by_setting)),
@@ -142,72 +142,83 @@ def report_of(
 
 def results_by_setting(results: Results) -> dict[str, dict[Item, Result]]:
     """What was measured, by the settings' keys."""
-    found: dict[str, dict[Item, Result]] = {}
+    by_setting: dict[str, dict[Item, Result]] = {}
     for (key, item), result in results.items():
-        found.setdefault(key, {})[item] = result
-    return found
+        by_setting.setdefault(key, {})[item] = result
+    return by_setting
 
 
 def _planned_results(
     plan: Plan, setting: Setting, results: Mapping[str, dict[Item, Result]]
 ) -> dict[Item, Result]:
     """In the plan's order, which does not depend on what a partial run had first."""
-    found = results.get(setting.key, {})
+    measured = results.get(setting.key, {})
     planned = (item for one, item in plan.items if one.key == setting.key)
-    return {item: found[item] for item in planned if item in found}
+    return {item: measured[item] for item in planned if item in measured}
 
 
 def _setting_report(
     plan: Plan,
     setting: Setting,
-    found: Mapping[Item, Result],
+    measured: Mapping[Item, Result],
     results: Mapping[str, Mapping[Item, Result]],
 ) -> SettingReport:
-    scores = _scores(found)
+    scores = _scores(measured)
+    short = None if setting.is_unscaled else plan.short
+    effective = (
+        effective_context({one.length: one.score for one in scores}) if scores else ()
+    )
+    scaling_name = (
+        setting.scaling_name
+        if setting.scaling is not None
+        else own_name(setting.header)
+    )
     return SettingReport(
         setting.name,
         setting.path.name,
-        setting.scaling_name
-        if setting.scaling is not None
-        else own_name(setting.header),
+        scaling_name,
         setting.kv_type,
         plan.rotated[setting.key],
         setting.when_full,
         setting.trained,
         setting.context,
         scores,
-        effective_context({one.length: one.score for one in scores}) if scores else (),
-        band_losses(plan, found),
-        key_tokens_of(setting, found),
-        protocol_figure(plan, found),
-        divergences(found),
+        effective,
+        band_losses(plan, measured),
+        key_tokens_of(setting, measured),
+        protocol_figure(plan, measured),
+        divergences(measured),
         price(plan, setting, results),
-        None if setting.is_unscaled else plan.short,
+        short,
     )
 
 
 def _scores(results: Mapping[Item, Result]) -> tuple[LengthScore, ...]:
-    asked: dict[int, dict[Item, list[Outcome]]] = {}
+    by_length: dict[int, dict[Item, list[Outcome]]] = {}
     for item, result in results.items():
         if isinstance(result, list):
-            asked.setdefault(item.length, {})[item] = result
-    return tuple(_length_score(length, asked[length]) for length in sorted(asked))
+            by_length.setdefault(item.length, {})[item] = result
+    return tuple(
+        _length_score(length, by_length[length]) for length in sorted(by_length)
+    )
 
 
-def _length_score(length: int, asked: Mapping[Item, list[Outcome]]) -> LengthScore:
+def _length_score(length: int, results: Mapping[Item, list[Outcome]]) -> LengthScore:
     tasks = {}
-    for task in dict.fromkeys(item.task for item in asked):
-        one = {item: outcomes for item, outcomes in asked.items() if item.task == task}
+    for task in dict.fromkeys(item.task for item in results):
+        one = {
+            item: outcomes for item, outcomes in results.items() if item.task == task
+        }
         tasks[task] = _share(one)
     # Of several tasks each text is one item, so that tasks of many questions weigh no more.
     means = {
         item: [sum(one.score for one in outcomes) / len(outcomes)]
-        for item, outcomes in asked.items()
+        for item, outcomes in results.items()
     }
     score = next(iter(tasks.values()))
     if len(tasks) > 1:
         score = statistics.share([mean for (mean,) in means.values()], list(means))
-    outcomes = [outcome for results in asked.values() for outcome in results]
+    outcomes = [outcome for each in results.values() for outcome in each]
     return LengthScore(
         length,
         score,
@@ -218,8 +229,10 @@ def _length_score(length: int, asked: Mapping[Item, list[Outcome]]) -> LengthSco
     )
 
 
-def _share(asked: Mapping[Item, list[Outcome]]) -> Estimate:
-    pairs = [(one.score, item) for item, outcomes in asked.items() for one in outcomes]
+def _share(results: Mapping[Item, list[Outcome]]) -> Estimate:
+    pairs = [
+        (one.score, item) for item, outcomes in results.items() for one in outcomes
+    ]
     return statistics.share([score for score, _ in pairs], [item for _, item in pairs])
 
 

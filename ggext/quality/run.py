@@ -151,8 +151,8 @@ class Evaluation(Closing):
 
     def differences(self, first: Setting, second: Setting) -> list[Difference]:
         """Of two of the plan's settings, on what both have measured so far."""
-        found = results_by_setting(self._kept.results)
-        return list(differences_between(first, second, self.plan.lengths, found))
+        by_setting = results_by_setting(self._kept.results)
+        return list(differences_between(first, second, self.plan.lengths, by_setting))
 
     def _result(self, bench: Bench, item: Item, show: Callable[[int], None]) -> Result:
         if item.kind != "divergence":

@@ -14,7 +14,7 @@ from ggext.gguf.reader import GgufFile
 from ggext.gguf.rope import effective_table
 from ggext.gguf.shards import metadata_part
 from ggext.quality.prompts import Form
-from ggext.quality.tasks import TASKS
+from ggext.quality.tasks import DEPTHS, TASKS
 from ggext.rope import methods
 from ggext.rope.compare import compare
 from ggext.rope.keys import stated_method
@@ -39,8 +39,12 @@ class EvalOptions:
     # Texts for each task and length, or for each task and each of the `lengths`; None: as many as
     # the budget allows.
     trials: int | tuple[int, ...] | None = None
+    # Needles of a text of the task "multikey", each of them asked for after one reading.
+    needles: int = DEPTHS
     # Texts for each perplexity; None: as many as the budget allows.
     documents: int | None = None
+    # Whether scaled files are read without their scaling too, for the price at a short context.
+    price: bool = True
     # The user's own documents, for perplexity and between the needles.
     texts: tuple[Path, ...] = ()
     # Whether marks of the vocabulary that the documents spell, such as <|im_end|>, are those marks.
@@ -83,7 +87,11 @@ class EvalOptions:
                     f"a length is {length}, but must be at least {_SHORTEST} tokens"
                 )
         counts = self.trials if isinstance(self.trials, tuple) else (self.trials,)
-        for name, given in (("trials", counts), ("documents", (self.documents,))):
+        for name, given in (
+            ("trials", counts),
+            ("documents", (self.documents,)),
+            ("needles", (self.needles,)),
+        ):
             for value in given:
                 if value is not None and value < 1:
                     raise UsageError(f"{name} is {value}, but must be at least 1")
@@ -276,12 +284,14 @@ def lengths_for(chosen: Sequence[Setting], options: EvalOptions) -> tuple[int, .
         return lengths
     longest = max(_reach(setting) for setting in chosen)
     trained = min(setting.trained for setting in chosen)
-    found = [longest]
-    while (found[-1] > trained or len(found) < 3) and found[-1] // 2 >= _SHORTEST:
-        found.append(found[-1] // 2)
-    if len(found) > _MOST_LENGTHS:
-        found = [*found[: _MOST_LENGTHS - 1], found[-1]]
-    return tuple(sorted(found))
+    halvings = [longest]
+    while (halvings[-1] > trained or len(halvings) < 3) and halvings[
+        -1
+    ] // 2 >= _SHORTEST:
+        halvings.append(halvings[-1] // 2)
+    if len(halvings) > _MOST_LENGTHS:
+        halvings = [*halvings[: _MOST_LENGTHS - 1], halvings[-1]]
+    return tuple(sorted(halvings))
 
 
 def _factor(length: int, setting: Setting) -> float:

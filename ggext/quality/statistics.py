@@ -96,7 +96,8 @@ def mean(
     """
     if not values:
         raise ValueError("a mean needs at least one value")
-    groups = grouped(values, range(len(values)) if clusters is None else clusters)
+    places = range(len(values)) if clusters is None else clusters
+    groups = grouped(values, places)
     centre = math.fsum(values) / len(values)
     if len(groups) == 1:
         return Estimate(centre, -math.inf, math.inf, len(values), 1)
@@ -188,7 +189,8 @@ def _t_within(t: float, df: int) -> float:
     odd = df % 2
     term = math.cos(theta) if odd else 1.0
     total = term
-    for i in range(2 if odd else 1, df - 1, 2):
+    first = 2 if odd else 1
+    for i in range(first, df - 1, 2):
         term *= square * i / (i + 1)
         total += term
     return 2 / math.pi * (theta + sine * total) if odd else sine * total

@@ -301,12 +301,12 @@ def _ticks(low: float, high: float, *, log: bool) -> list[float]:
     """About five values that are easy to read."""
     if log:
         span = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
-        found = [
+        ticks = [
             factor * 10.0**i
             for i in range(span.start - 1, span.stop)
             for factor in (1, 2, 5)
         ]
-        inside = [value for value in found if low <= value <= high]
+        inside = [value for value in ticks if low <= value <= high]
         return inside if len(inside) <= 9 else [10.0**i for i in span]
     step = 10.0 ** math.floor(math.log10((high - low) / 4))
     while (high - low) / step > 6:

@@ -27,7 +27,7 @@ Filler = Callable[[Random], Iterator[str]]
 
 
 @dataclass(frozen=True)
-class Asked:
+class UserQuestion:
     """A question of the user's own."""
 
     question: str
@@ -46,7 +46,7 @@ class Source:
     # Sentences without end, from a generator of random numbers.
     filler: Filler = words.sentences
     # For the task "questions".
-    asked: tuple[Asked, ...] = ()
+    own_questions: tuple[UserQuestion, ...] = ()
     # Of the task "multikey", each of them asked for.
     needles: int = DEPTHS
 
@@ -145,15 +145,15 @@ def _variables(source: Source, rng: Random) -> Build:
 
 def _questions(source: Source, rng: Random) -> Build:
     """A question of the user's own; its passage stands somewhere among other text."""
-    if not source.asked:
+    if not source.own_questions:
         raise UsageError("the task questions needs a file of them")
-    asked = rng.choice(source.asked)
+    chosen = rng.choice(source.own_questions)
     depth = rng.random()
-    haystack = _haystack(source, rng, [asked.passage], [depth])
+    haystack = _haystack(source, rng, [chosen.passage], [depth])
     question = Question(
-        f"{asked.question} Answer in a few words.",
+        f"{chosen.question} Answer in a few words.",
         "Answer:",
-        asked.answers,
+        chosen.answers,
         depth,
         budget=32,
         any_of=True,
@@ -246,9 +246,8 @@ def _haystack(
             if count >= size:
                 break
             whole = length <= size - count
-            kept.append(
-                sentence if whole else " ".join(sentence.split()[: size - count])
-            )
+            part = sentence if whole else " ".join(sentence.split()[: size - count])
+            kept.append(part)
             count += length
         return _INTRODUCTION + "\n\n" + _spread(kept, needles, depths) + padding
 

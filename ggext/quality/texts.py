@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ggext.data import demo_language as language
 from ggext.errors import UsageError
 from ggext.gguf.plain_files import NotPlainError, read_bounded
-from ggext.quality.tasks import Asked
+from ggext.quality.tasks import UserQuestion
 
 if TYPE_CHECKING:
     from ggext.runtime.model import Model
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _MAX_BYTES = 1 << 30
 _SENTENCE = re.compile(r"[^.!?]+[.!?]+[\"'”’)]*")
 _MOST_PIECES = 1000
-_DOCUMENTS = (".txt", ".text", ".md")
 _LONGEST_SENTENCE = 60  # words; what has no full stop is cut there
 
 
@@ -60,27 +59,26 @@ def digest(path: Path) -> str:
     return hashlib.sha256(read_text(path).encode()).hexdigest()[:16]
 
 
-def documents_in(path: Path) -> tuple[Path, ...]:
-    """The document itself, or those of a folder and its folders (.txt, .text, .md), by name. Raises
-    UsageError for none."""
+def documents_in(
+    path: Path, suffixes: Sequence[str] = (".txt", ".text", ".md")
+) -> tuple[Path, ...]:
+    """The document itself, or those of a folder and its folders with these endings, by name,
+    less empty ones. Raises UsageError for none."""
     if not path.is_dir():
         return (path,)
-    texts = tuple(sorted(one for one in path.rglob("*") if _is_document(one)))
+    inside = (one for one in path.rglob("*") if one.suffix.lower() in suffixes)
+    texts = tuple(sorted(one for one in inside if one.is_file() and one.stat().st_size))
     if not texts:
         raise UsageError(
-            f"{path} holds no document ({', '.join(_DOCUMENTS)}): name another folder"
+            f"{path} holds no document ({', '.join(suffixes)}): name another folder"
         )
     return texts
 
 
-def _is_document(path: Path) -> bool:
-    return path.suffix.lower() in _DOCUMENTS and path.is_file()
-
-
-def read_questions(path: Path) -> tuple[Asked, ...]:
+def read_questions(path: Path) -> tuple[UserQuestion, ...]:
     """The user's own questions: JSON lines with ``question``, ``answers`` (a list, one of which is
     enough) and ``passage``. Raises UsageError naming the line."""
-    found = []
+    questions = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
@@ -96,8 +94,8 @@ def read_questions(path: Path) -> tuple[Asked, ...]:
                 f"{path}, line {number}, is not a question: it must be JSON such as "
                 '{"question": "...", "answers": ["..."], "passage": "..."}'
             ) from None
-        found.append(Asked(texts[0], tuple(texts[2:]), texts[1]))
-    return tuple(found)
+        questions.append(UserQuestion(texts[0], tuple(texts[2:]), texts[1]))
+    return tuple(questions)
 
 
 def embedded_text() -> str:
@@ -107,15 +105,15 @@ def embedded_text() -> str:
 
 def filler_of(texts: Sequence[str]) -> tuple[str, ...]:
     """The sentences of the texts, for `sentences_from`."""
-    found: list[str] = []
+    sentences: list[str] = []
     for text in texts:
         for match in _SENTENCE.finditer(text):
             split = match[0].split()
             starts = range(0, len(split), _LONGEST_SENTENCE)
-            found += [
+            sentences += [
                 " ".join(split[start : start + _LONGEST_SENTENCE]) for start in starts
             ]
-    return tuple(found)
+    return tuple(sentences)
 
 
 def sentences_from(texts: Sequence[str], rng: Random) -> Iterator[str]:
@@ -134,8 +132,8 @@ def pieces(
     `texts`: name and text. `marks`: see `EvalOptions`. However many are taken, they are spread over
     the texts. Raises UsageError where no text is long enough.
     """
-    found = [_of_one(model, name, text, length, marks) for name, text in texts]
-    if not any(found):
+    passages = [_of_one(model, name, text, length, marks) for name, text in texts]
+    if not any(passages):
         longest = max(
             len(model.tokenize(text, parse_special=marks)) for _, text in texts
         )
@@ -143,8 +141,8 @@ def pieces(
             f"the longest text has {longest:,} tokens, too few for a length of {length:,}: give a "
             "longer text, or shorter lengths"
         )
-    most = max(map(len, found))
-    return [part[i] for i in range(most) for part in found if i < len(part)][
+    most = max(map(len, passages))
+    return [part[i] for i in range(most) for part in passages if i < len(part)][
         :_MOST_PIECES
     ]
 
@@ -153,12 +151,12 @@ def beginnings(
     model: Model, texts: Sequence[tuple[str, str]], length: int
 ) -> list[Piece]:
     """The first `length` tokens of each text that has so many. Raises UsageError for none."""
-    found = [_of_one(model, name, text, length)[:1] for name, text in texts]
-    if not any(found):
+    passages = [_of_one(model, name, text, length)[:1] for name, text in texts]
+    if not any(passages):
         raise UsageError(
             f"no text has {length:,} tokens: give longer texts, or shorter lengths"
         )
-    return [piece for part in found for piece in part]
+    return [piece for part in passages for piece in part]
 
 
 def _of_one(

@@ -67,7 +67,8 @@ def sentences(rng: Random) -> Iterator[str]:
         words = []
         for part in rng.choice(_FORMS).split("{"):
             name, brace, rest = part.partition("}")
-            words.append(rng.choice(_SLOTS[name]) + rest if brace else part)
+            word = rng.choice(_SLOTS[name]) + rest if brace else part
+            words.append(word)
         text = "".join(words)
         yield text[0].upper() + text[1:]
 

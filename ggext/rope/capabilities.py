@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ggext.errors import RopeError
+from ggext.llama_cpp_facts import compressed
 from ggext.rope.scaling import Layout
 
 #: What an architecture does with the sliding-window layers of a file that has a window: they rotate
-#: as the ``others``; by ``rope.freq_base_swa``, unscaled, but with the gain's key on them
+#: as the ``others``; by a base of their own, unscaled, but with the gain's key on them
 #: (``own_base``), or with nothing of the scaling (``own_table``); by the file's base, unscaled
 #: (``unscaled``); or they alone rotate, as the file says (``alone``), or unscaled but with the
 #: gain's key on them (``alone_unscaled``).
@@ -70,6 +71,11 @@ class RopeCapability:
     optional_sections: Sections = "none"
     # How an indexer that chooses tokens rotates, by the same table.
     indexer: Layout | None = None
+    # Whether it reads the gain's key; where not, the kernel's gain is 1 in every scaling.
+    reads_gain: bool = True
+    # The key of the base by which the scaled layers rotate, and that of the sliding-window layers'.
+    base_key: str = "rope.freq_base"
+    sliding_base_key: str = "rope.freq_base_swa"
 
     @property
     def shifts_keys(self) -> bool:
@@ -98,6 +104,14 @@ CAPABILITIES = {
     ),
     "deepseek32": RopeCapability(
         "norm", reads_log_multiplier=True, scores="scaled", indexer="neox"
+    ),
+    "deepseek4": RopeCapability(
+        "norm",
+        sliding="own_base",
+        refuses_shifts=True,
+        reads_gain=False,
+        base_key=compressed.BASE,
+        sliding_base_key="rope.freq_base",
     ),
     "dots1": RopeCapability("neox", query_norm=True),
     "ernie4_5": RopeCapability("norm"),

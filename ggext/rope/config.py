@@ -13,9 +13,18 @@ from dataclasses import replace
 from typing import Any
 
 from ggext.errors import RopeError
+from ggext.rope.compressed_config import with_parameters_by_kind
 from ggext.rope.config_parameters import by_kind, chosen_parameters
 from ggext.rope.config_reader import CheckpointRope, RopeReader
-from ggext.rope.families import ALL, FAMILY_RULES, FULL, SLIDING, FamilyRule, text_part
+from ggext.rope.families import (
+    ALL,
+    FAMILY_RULES,
+    FULL,
+    KIND_NAMES,
+    SLIDING,
+    FamilyRule,
+    text_part,
+)
 from ggext.rope.scaling import Layout
 
 #: A base of some layers alone, outside the rope parameters (MiMo 2, DeepSeek 4, Gemma 3).
@@ -71,14 +80,19 @@ def read_replaceable_rope(
             f"{sliding.geometry.head_dim} dimensions with {sliding.scaling.method} scaling; "
             "llama.cpp rotates them as many as in the others, without scaling"
         )
+    turning = (
+        of_full.n_rot // 2
+        if rule.own_heads and of_full.turning is None
+        else of_full.turning
+    )
+    sliding_head_dim = None if alike else of_sliding.head_dim
+    sliding_n_rot = None if alike else of_sliding.n_rot
     geometry = replace(
         of_full,
         sliding_base=of_sliding.base,
-        sliding_n_rot=None if alike else of_sliding.n_rot,
-        sliding_head_dim=None if alike else of_sliding.head_dim,
-        turning=of_full.n_rot // 2
-        if rule.own_heads and of_full.turning is None
-        else of_full.turning,
+        sliding_n_rot=sliding_n_rot,
+        sliding_head_dim=sliding_head_dim,
+        turning=turning,
     )
     return replace(full, geometry=geometry)
 
@@ -99,51 +113,59 @@ def rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The rope parameters that count, as they are spelt; empty where there are none."""
     config, rule, _ = _text_part(config)
     values = {key: value for key, value in config.items() if value is not None}
-    return chosen_parameters(values, rule, "config.json", [])[0]
+    return chosen_parameters(values, rule, "config.json").values
 
 
 def _read_by_kind(
     config: Mapping[str, Any], layout: Layout, source: str
 ) -> dict[str, CheckpointRope]:
     config, rule, model_type = _text_part(config)
+    if model_type in KIND_NAMES:
+        config = with_parameters_by_kind(config, source)
     values = {**rule.defaults, **{k: v for k, v in config.items() if v is not None}}
     outer = values
     if rule.nested_only:
         _refuse_flat(values, source)
         values = {key: value for key, value in values.items() if key not in _OUTER}
     reader = RopeReader(values, rule, layout, source)
-    notes = []
+    notes: list[str] = []
     if rule.read_as:
         notes.append(
             f"transformers does not know model_type {model_type!r}; it is read as {rule.read_as}, "
             "which its own code copies"
         )
     _refuse_other_bases(values, rule, source)
-    parameters, problem = chosen_parameters(values, rule, source, notes)
-    kinds = by_kind(parameters, values, source)
+    chosen = chosen_parameters(values, rule, source)
+    notes += chosen.notes
+    kinds = by_kind(chosen.values, values, source)
     if rule.nested_only:
         _refuse_contradictions(outer, kinds, rule, source)
-    if kinds:
-        scaled = rule.scaled_kind
-        return {
-            kind: reader.read(
-                kind,
-                inner,
-                [*notes],
-                nested=True,
-                problem=problem if kind == scaled else "",
+    if kinds or rule.scaled_kind:
+        ropes = _read_nested(reader, kinds, chosen.problem)
+    else:
+        kind = ALL
+        if rule.unrotated and values.get("sliding_window"):
+            notes.append(
+                f"layers of the kind {', '.join(rule.unrotated)} do not rotate"
             )
-            for kind, inner in kinds.items()
-        }
-    if rule.scaled_kind:
-        plain = {kind: reader.read(kind, {}, [*notes]) for kind in (FULL, SLIDING)}
-        return plain | {
-            rule.scaled_kind: reader.read(rule.scaled_kind, {}, notes, problem=problem)
-        }
-    if rule.unrotated and values.get("sliding_window"):
-        notes.append(f"layers of the kind {', '.join(rule.unrotated)} do not rotate")
-        return {SLIDING: reader.read(SLIDING, parameters, notes, problem=problem)}
-    return {ALL: reader.read(ALL, parameters, notes, problem=problem)}
+            kind = SLIDING
+        ropes = {kind: reader.read(kind, chosen.values, problem=chosen.problem)}
+    return {
+        kind: replace(rope, notes=(*notes, *rope.notes)) for kind, rope in ropes.items()
+    }
+
+
+def _read_nested(
+    reader: RopeReader, kinds: Mapping[str, Mapping[str, Any]], problem: str
+) -> dict[str, CheckpointRope]:
+    """``kinds``: the parameters of each kind of layer; empty where the file has none.
+    ``problem``: what is wrong with the scaling of the kind that is scaled."""
+    nested = bool(kinds)
+    ropes: dict[str, CheckpointRope] = {}
+    for kind, inner in (kinds or {FULL: {}, SLIDING: {}}).items():
+        of_kind = problem if kind == reader.rule.scaled_kind else ""
+        ropes[kind] = reader.read(kind, inner, nested=nested, problem=of_kind)
+    return ropes
 
 
 def _refuse_other_bases(

@@ -77,8 +77,8 @@ _MISSPELT = {"attn_factor": "attention_factor", "attn_scale": "attention_factor"
 _TYPE_KEYS = ("rope_type", "type")
 
 
-def type_of(parameters: Mapping[str, Any], source: str, notes: list[str]) -> str:
-    """The rope type that the parameters name, ``default`` where they name none."""
+def type_of(parameters: Mapping[str, Any], source: str) -> tuple[str, list[str]]:
+    """The rope type that the parameters name, ``default`` where they name none, and notes."""
     given = {
         key: parameters[key] for key in _TYPE_KEYS if parameters.get(key) is not None
     }
@@ -88,12 +88,13 @@ def type_of(parameters: Mapping[str, Any], source: str, notes: list[str]) -> str
                 f"{source}: the rope type is {value!r}; it must be a string"
             )
     names = list(given.values())
+    notes: list[str] = []
     if len(names) == 2 and METHOD_OF_TYPE.get(names[0]) != METHOD_OF_TYPE.get(names[1]):
         notes.append(
             f"rope_type is {names[0]} and type is {names[1]}; rope_type is taken, as transformers "
             "does"
         )
-    return names[0] if names else "default"
+    return (names[0] if names else "default"), notes
 
 
 def method_of(name: str, source: str) -> Method:
@@ -110,10 +111,9 @@ def check_keys(
     name: str,
     method: Method,
     source: str,
-    notes: list[str],
-) -> None:
-    """``notes`` gets a line for keys that the rope type ``name`` does not read. Raises
-    ``RopeError`` where one is missing that it cannot do without."""
+) -> list[str]:
+    """A note on each key that the rope type ``name`` does not read. Raises ``RopeError`` where one
+    is missing that it cannot do without."""
     given = {key for key, value in parameters.items() if value is not None}
     missing = [key for key in _REQUIRED_KEYS.get(method, ()) if key not in given]
     if missing:
@@ -125,16 +125,19 @@ def check_keys(
         method == "none" and parameters.get("factor") == 1
     ):  # which scales nothing either way
         left_over.remove("factor")
-    for key in left_over:
-        hint = ""
-        if _MISSPELT.get(key) in KEYS_OF_METHOD[method]:
-            hint = f" (the key that it reads is {_MISSPELT[key]})"
-        shown = repr(parameters[key])
-        shown = shown if len(shown) <= 40 else shown[:37] + "..."
-        notes.append(
-            f"the rope parameters have {key} {shown}, which transformers does not read with the "
-            f"rope type {name}{hint}: it changes nothing"
-        )
+    return [_unread(key, parameters[key], name, method) for key in left_over]
+
+
+def _unread(key: str, value: Any, name: str, method: Method) -> str:
+    hint = ""
+    if _MISSPELT.get(key) in KEYS_OF_METHOD[method]:
+        hint = f" (the key that it reads is {_MISSPELT[key]})"
+    shown = repr(value)
+    shown = shown if len(shown) <= 40 else shown[:37] + "..."
+    return (
+        f"the rope parameters have {key} {shown}, which transformers does not read with the "
+        f"rope type {name}{hint}: it changes nothing"
+    )
 
 
 def without_sections(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,12 +171,12 @@ def _meaning(
         ),
         "partial_rotary_factor": config.get("partial_rotary_factor"),
     }
-    said = {key: value for key, value in parameters.items() if value is not None}
+    stated = {key: value for key, value in parameters.items() if value is not None}
     if method is not None:
         read = KEYS_OF_METHOD[method] | outside.keys()
-        said = {key: value for key, value in said.items() if key in read}
+        stated = {key: value for key, value in stated.items() if key in read}
         outside = {key: value for key, value in outside.items() if value is not None}
-    return {**outside, **said, "type": method or name}
+    return {**outside, **stated, "type": method or name}
 
 
 def typed(key: str, value: Any, source: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ggext.errors import RopeError
@@ -13,6 +14,17 @@ _SPELLINGS = (
     "rope_scaling",
     "rope_parameters",
 )  # transformers takes the first that is there
+
+
+@dataclass(frozen=True)
+class ChosenParameters:
+    """The rope parameters that count."""
+
+    values: Mapping[str, Any]
+    # What is wrong with the scaling that they state.
+    problem: str = ""
+    # A line for each thing in the file that does not count.
+    notes: tuple[str, ...] = ()
 
 
 def without_attention_factor(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,10 +46,10 @@ def without_attention_factor(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chosen_parameters(
-    config: Mapping[str, Any], rule: FamilyRule, source: str, notes: list[str]
-) -> tuple[Mapping[str, Any], str]:
-    """The one dict of RoPE parameters, whichever spelling it stands under, and what is wrong with
-    it; empty where there is none."""
+    config: Mapping[str, Any], rule: FamilyRule, source: str
+) -> ChosenParameters:
+    """The one dict of RoPE parameters, whichever spelling it stands under; empty where there is
+    none."""
     try:
         given = {
             key: as_mapping(config[key], key, source)
@@ -45,31 +57,29 @@ def chosen_parameters(
             if config.get(key) is not None
         }
     except RopeError as error:
-        return {}, str(error)
+        return ChosenParameters({}, str(error))
     if not given.get("rope_scaling"):  # an empty one counts as none
         given.pop("rope_scaling", None)
     if rule.scaled_kind and given:
-        return _merged(given, rule.scaled_kind, source, notes)
+        return _merged(given, rule.scaled_kind, source)
     if not given and rule.default_parameters:
-        notes.append(
-            f"config.json says nothing of RoPE: {rule.default_said}, as transformers does"
-        )
-        return rule.default_parameters, ""
+        note = f"config.json says nothing of RoPE: {rule.default_said}, as transformers does"
+        return ChosenParameters(rule.default_parameters, notes=(note,))
     if len(given) < 2:
-        return next(iter(given.values()), {}), ""
+        return ChosenParameters(next(iter(given.values()), {}))
     scaling, parameters = (given[key] for key in _SPELLINGS)
     if same_meaning(scaling, parameters, config):
-        return parameters, ""
-    notes.append(
+        return ChosenParameters(parameters)
+    note = (
         "rope_scaling and rope_parameters are both there and differ: rope_scaling is taken, as "
         f"transformers does, and rope_parameters {dict(parameters)!r:.200} is not"
     )
-    return scaling, ""
+    return ChosenParameters(scaling, notes=(note,))
 
 
 def _merged(
-    given: dict[str, Mapping[str, Any]], scaled_kind: str, source: str, notes: list[str]
-) -> tuple[Mapping[str, Any], str]:
+    given: dict[str, Mapping[str, Any]], scaled_kind: str, source: str
+) -> ChosenParameters:
     """As ``chosen_parameters``, where un-nested ``rope_scaling`` concerns one kind of layer: what
     it says goes over what the nested ``rope_parameters`` say of that kind."""
     scaling, parameters = (given.get(key, {}) for key in _SPELLINGS)
@@ -78,24 +88,27 @@ def _merged(
         isinstance(value, Mapping) for value in parameters.values()
     ):
         if scaling:
-            return nested, (
+            problem = (
                 f"{source}: rope_parameters has no settings of {scaled_kind} that rope_scaling "
                 "could change; remove one of the two"
             )
-        notes.append(
+            return ChosenParameters(nested, problem)
+        note = (
             f"rope_parameters {dict(parameters)!r:.100} has no settings by kind of layer, which "
             "are all that transformers reads of it in this family: it changes nothing"
         )
-        return nested, ""
+        return ChosenParameters(nested, notes=(note,))
     usual = {} if parameters else {"rope_type": "default"}
     full = {**usual, **as_mapping(nested[scaled_kind], scaled_kind, source), **scaling}
+    notes: tuple[str, ...] = ()
     if parameters and scaling and full != nested[scaled_kind]:
-        notes.append(
+        note = (
             f"rope_scaling and rope_parameters are both there and differ: of {scaled_kind} what "
             "rope_scaling says is taken, as transformers does"
         )
+        notes = (note,)
     others = {k: v for k, v in parameters.items() if k not in nested}
-    return {**others, **nested, scaled_kind: full}, ""
+    return ChosenParameters({**others, **nested, scaled_kind: full}, notes=notes)
 
 
 def by_kind(

@@ -64,7 +64,6 @@ class RopeReader:
         self,
         kind: str,
         parameters: Mapping[str, Any],
-        notes: list[str],
         *,
         nested: bool = False,
         problem: str = "",
@@ -72,13 +71,12 @@ class RopeReader:
         max_position = integer(self.config, "max_position_embeddings", self.source)
         outside = None if nested else self.config.get(_ORIGINAL)
         scaling = RopeScaling()
-        said: list[str] = []
+        notes: list[str] = []
         if not problem:
             try:
-                scaling = self._scaling(parameters, outside, max_position, said)
+                scaling, notes = self._scaling(parameters, outside, max_position)
             except RopeError as error:
                 problem = str(error)
-        notes += [] if problem else said
         trained = scaling.original_context or max_position
         if (
             problem
@@ -94,26 +92,29 @@ class RopeReader:
         ):  # which pairs turn is the model's, not a scaling
             turning = int((scaling.proportion or 1.0) * head_dim // 2)
             scaling = _without_proportion(scaling)
+        base, of_base = self._base(kind, parameters)
+        sections, of_sections = self._sections(parameters, n_rot)
         geometry = RopeGeometry(
             n_rot=n_rot,
             head_dim=head_dim,
-            base=self._base(kind, parameters, notes),
+            base=base,
             layout=self.layout,
             trained_context=trained,
-            sections=self._sections(parameters, n_rot, notes),
+            sections=sections,
             turning=turning,
         )
         methods.check_geometry(geometry)
+        notes += (*of_base, *of_sections)
         return CheckpointRope(scaling, geometry, tuple(notes), problem)
 
     def _sections(
-        self, parameters: Mapping[str, Any], n_rot: int, notes: list[str]
-    ) -> tuple[int, ...] | None:
+        self, parameters: Mapping[str, Any], n_rot: int
+    ) -> tuple[tuple[int, ...] | None, list[str]]:
         """M-RoPE: each section of the pairs turns with another coordinate of an image's patch. In a
         text all coordinates are the position, so the table is the one of the method itself."""
         given = parameters.get("mrope_section", self.rule.sections)
         if given is None:
-            return None
+            return None, []
         whole = isinstance(given, (list, tuple)) and all(
             type(n) is int and n >= 0 for n in given
         )
@@ -122,11 +123,11 @@ class RopeReader:
                 f"{self.source}: mrope_section is {given!r}; it must be three whole numbers that "
                 f"add to {n_rot // 2}"
             )
-        notes.append(
+        note = (
             f"mrope_section {list(given)}: the table holds for text; images turn each section by a "
             "coordinate"
         )
-        return tuple(given)
+        return tuple(given), [note]
 
     def _rotated(self, parameters: Mapping[str, Any], head_dim: int) -> int:
         """How many dimensions of a head rotate."""
@@ -158,14 +159,10 @@ class RopeReader:
         return head_dim if proportional else int(head_dim * partial)
 
     def _scaling(
-        self,
-        given: Mapping[str, Any],
-        outside: Any,
-        max_position: int,
-        notes: list[str],
-    ) -> RopeScaling:
+        self, given: Mapping[str, Any], outside: Any, max_position: int
+    ) -> tuple[RopeScaling, list[str]]:
         parameters = self._without_inert(without_sections(given))
-        name = type_of(parameters, self.source, notes)
+        name, notes = type_of(parameters, self.source)
         name = self.rule.read_types.get(name, name)
         method = method_of(name, self.source)
         if (
@@ -177,7 +174,7 @@ class RopeReader:
             parameters = {k: v for k, v in parameters.items() if k != "alpha"} | {
                 "factor": parameters["alpha"]
             }
-        check_keys(parameters, name, method, self.source, notes)
+        notes += check_keys(parameters, name, method, self.source)
         if self.rule.scaled_kind and parameters.get("truncate") is False:
             notes.append(
                 "truncate is false, which transformers does not read where kinds of layers have "
@@ -185,10 +182,11 @@ class RopeReader:
             )
             parameters = {k: v for k, v in parameters.items() if k != "truncate"}
         if method == "none":
-            return RopeScaling()
-        values = self._values(parameters, outside, method, max_position, notes)
-        values |= _context(method, values, max_position, self.rule, notes)
-        return RopeScaling(method=method, **values)
+            return RopeScaling(), notes
+        values, of_values = self._values(parameters, outside, method, max_position)
+        context, of_context = _context(method, values, max_position, self.rule)
+        notes += (*of_values, *of_context)
+        return RopeScaling(method=method, **values | context), notes
 
     def _values(
         self,
@@ -196,9 +194,9 @@ class RopeReader:
         outside: Any,
         method: Method,
         max_position: int,
-        notes: list[str],
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], list[str]]:
         """The method's parameters under our names, with those that transformers fills in."""
+        notes: list[str] = []
         values: dict[str, Any] = {
             PARAMETER_OF_KEY[k]: typed(k, v, self.source)
             for k, v in parameters.items()
@@ -226,7 +224,7 @@ class RopeReader:
             values["factor"] = (
                 1.0 if method == "proportional" else max_position / original
             )
-        return values
+        return values, notes
 
     def _without_inert(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         inert = self.rule.inert
@@ -245,8 +243,9 @@ class RopeReader:
         return integer(self.config, "hidden_size", self.source) // heads
 
     def _base(
-        self, kind: str, parameters: Mapping[str, Any], notes: list[str]
-    ) -> float:
+        self, kind: str, parameters: Mapping[str, Any]
+    ) -> tuple[float, list[str]]:
+        notes: list[str] = []
         key = self.rule.base_keys.get(kind, "rope_theta")
         inside = parameters.get("rope_theta")
         outside = self.config.get(key)
@@ -256,9 +255,8 @@ class RopeReader:
                 "the inner one is used"
             )
         default = self.rule.base_defaults.get(kind, 10000.0)
-        return number(
-            inside if inside is not None else outside, default, key, self.source
-        )
+        stated = outside if inside is None else inside
+        return number(stated, default, key, self.source), notes
 
 
 def _without_proportion(scaling: RopeScaling) -> RopeScaling:
@@ -269,12 +267,8 @@ def _without_proportion(scaling: RopeScaling) -> RopeScaling:
 
 
 def _context(
-    method: Method,
-    values: Mapping[str, Any],
-    claimed: int,
-    rule: FamilyRule,
-    notes: list[str],
-) -> dict[str, Any]:
+    method: Method, values: Mapping[str, Any], claimed: int, rule: FamilyRule
+) -> tuple[dict[str, Any], list[str]]:
     """The context that the checkpoint is meant for, checked against factor · original context.
 
     ``claimed``: max_position_embeddings. At most the original context it says nothing (vicuna,
@@ -285,31 +279,29 @@ def _context(
     original = values["original_context"]
     factor = values["factor"]
     if not math.isfinite(factor * original):  # refused where the table is made
-        return {}
+        return {}, []
     reach = int(factor * original + 1e-6)
     if rule.final_maximum:
-        return _short_of(
-            reach, claimed, "its family's max_position_embeddings is the extended one"
-        )
+        reason = "its family's max_position_embeddings is the extended one"
+        return _short_of(reach, claimed, reason), []
     if claimed <= original:
-        return {}
+        return {}, []
+    ratio = claimed / original
     if method == "longrope":
-        if abs(claimed / original - factor) > 1e-6 * factor:
-            notes.append(_disagreement(factor, claimed / original))
-        return _short_of(
-            reach, claimed, "LongRoPE's factors are for max_position_embeddings"
-        )
+        reason = "LongRoPE's factors are for max_position_embeddings"
+        disagrees = abs(ratio - factor) > 1e-6 * factor
+        notes = [_disagreement(factor, ratio)] if disagrees else []
+        return _short_of(reach, claimed, reason), notes
     if method not in GROWING:
-        return {"context": claimed}
+        return {"context": claimed}, []
     if claimed < reach * (1 - 1e-6):
-        notes.append(
+        note = (
             f"max_position_embeddings {claimed:,} is the length before the extension: the context "
             f"is factor × original context, {factor:g} × {original:,} = {reach:,} tokens"
         )
-        return {}
-    if claimed > reach * (1 + 1e-6):
-        notes.append(_disagreement(factor, claimed / original))
-    return {"context": claimed}
+        return {}, [note]
+    disagrees = claimed > reach * (1 + 1e-6)
+    return {"context": claimed}, [_disagreement(factor, ratio)] if disagrees else []
 
 
 def _short_of(reach: int, claimed: int, reason: str) -> dict[str, Any]:

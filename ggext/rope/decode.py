@@ -21,7 +21,6 @@ from ggext.rope.keys import (
     ROPE_FREQS,
     ROPE_LONG,
     ROPE_SHORT,
-    SLIDING_BASE,
     SLIDING_ROTATED,
     KeyMethod,
     context_parameters,
@@ -77,11 +76,12 @@ def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
     context = count_of(keys, "context_length")
     if not context:
         raise RopeError("the file has no context_length")
-    base = float32(real_of(keys, "rope.freq_base", 10000.0))
+    base = float32(real_of(keys, capability.base_key, 10000.0))
     sliding_base = _sliding_base(keys, capability, base)
+    head_dim = head_dim if isinstance(head_dim, int) else n_rot
     return RopeGeometry(
         n_rot=n_rot,
-        head_dim=head_dim if isinstance(head_dim, int) else n_rot,
+        head_dim=head_dim,
         base=base,
         layout=capability.layout,
         trained_context=count_of(keys, "rope.scaling.original_context_length")
@@ -100,12 +100,13 @@ def _sliding_base(
     own = {"own_base": 10000.0, "own_table": base, "unscaled": base}
     if not count_of(keys, WINDOW):
         return None
-    given = float32(real_of(keys, SLIDING_BASE, own.get(capability.sliding, base)))
+    key = capability.sliding_base_key
+    given = float32(real_of(keys, key, own.get(capability.sliding, base)))
     if capability.sliding in ("own_base", "own_table"):
         return given
     if given != base:
         raise RopeError(
-            f"{SLIDING_BASE} is {given:g} and rope.freq_base {base:g}; two bases in one file of "
+            f"{key} is {given:g} and {capability.base_key} {base:g}; two bases in one file of "
             "this architecture are not read here"
         )
     return base if capability.sliding == "unscaled" else None
@@ -210,9 +211,8 @@ def decode(
             factors = factors[: len(inv_freq)]
         inv_freq = _divided(inv_freq, factors, name)
     if kind == "yarn":
-        fast, slow = read_betas(
-            keys, arch, context_parameters(keys) if by_ggext else {}
-        )
+        parameters = context_parameters(keys) if by_ggext else {}
+        fast, slow = read_betas(keys, arch, parameters)
         low, high = methods.yarn_correction_range(
             fast, slow, True, geometry.trained_context, geometry
         )
@@ -242,14 +242,16 @@ def decode_sliding(keys: Mapping[str, Any], arch: str) -> RopeTable | None:
         return None
     own = geometry.of_sliding()
     methods.check_geometry(own)
-    gain = (
-        read_attention_factor(keys)
-        if capability_of(arch).sliding == "own_base"
-        else 1.0
-    )
+    gain = _sliding_gain(keys, arch)
     return _usable(
         RopeTable(tuple(methods.theta(own)), gain, count_of(keys, "context_length"))
     )
+
+
+def _sliding_gain(keys: Mapping[str, Any], arch: str) -> float:
+    capability = capability_of(arch)
+    reads = capability.reads_gain and capability.sliding == "own_base"
+    return read_attention_factor(keys) if reads else 1.0
 
 
 def _usable(table: RopeTable) -> RopeTable:
@@ -303,6 +305,8 @@ def _kernel_gain(
     """YaRN: the context has get_mscale / (1 + 0.1 ln f), the kernel multiplies by (1 + 0.1 ln f),
     which leaves get_mscale; with a multiplier that is divided by the multiplier's, in ``deepseek2``
     by itself."""
+    if not capability_of(arch).reads_gain:
+        return 1.0
     gain = read_attention_factor(keys)
     if kind != "yarn":
         return gain

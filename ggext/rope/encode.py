@@ -27,7 +27,6 @@ from ggext.rope.keys import (
     ROPE_FREQS,
     ROPE_LONG,
     ROPE_SHORT,
-    SLIDING_BASE,
     SLIDING_ROTATED,
     float32,
 )
@@ -70,12 +69,13 @@ def encode(
         )
     if name == "folded" and requested.attention_factor != 1.0:
         return _folded(scaling, geometry, arch, requested)
+    chosen = None if name in ("folded", "runtime") else name
     candidates = _candidates(
         scaling,
         geometry,
         arch,
         requested,
-        None if name in ("folded", "runtime") else name,
+        chosen,
     )
     exact = next((c for c in candidates if c.exactness.is_exact), None)
     if exact is not None:
@@ -118,6 +118,9 @@ def _candidates(
             if kind == "tensor" and needed != tuple(tensors):
                 tensors = {tensor: next(iter(tensors.values())) for tensor in needed}
             tensors = {n: _padded(v, geometry) for n, v in tensors.items()}
+            keys[capability.base_key] = keys.pop("rope.freq_base")
+            if not capability.reads_gain:
+                keys.pop("rope.scaling.attn_factor", None)
             keys |= _of_architecture(kind, scaling, geometry, requested, arch)
             keys |= {
                 "context_length": requested.context,
@@ -174,7 +177,7 @@ def _of_architecture(
     if kind == "keys" and capability.reads_betas:
         keys |= beta_keys(scaling)
     if geometry.sliding_base is not None and capability.sliding.startswith("own"):
-        keys[SLIDING_BASE] = float(geometry.sliding_base)
+        keys[capability.sliding_base_key] = float(geometry.sliding_base)
     if geometry.sliding_n_rot is not None:
         keys[SLIDING_ROTATED] = geometry.sliding_n_rot
     elif geometry.sliding_base is not None and capability.halves_rotated:
@@ -236,19 +239,11 @@ def _exactness(
 ) -> Comparison:
     """The worst of all regimes, of both kinds of layers, and of the scale of the scores."""
     keys = _in_file(keys, geometry)
-    compared = [
-        compare(
-            table,
-            decode(
-                keys,
-                tensors,
-                arch,
-                table.lengths[1] if table.lengths else None,
-                by_ggext=by_ggext,
-            ),
-        )
-        for table in methods.make_tables(scaling, geometry)
-    ]
+    compared = []
+    for table in methods.make_tables(scaling, geometry):
+        length = table.lengths[1] if table.lengths else None
+        decoded = decode(keys, tensors, arch, length, by_ggext=by_ggext)
+        compared.append(compare(table, decoded))
     sliding = methods.sliding_table(scaling, geometry)
     if sliding is not None:
         compared.append(
@@ -362,8 +357,10 @@ def _remedy(arch: str) -> str:
             "said: RopeScaling('ntk', factor=F)"
         )
     words = "choose what its keys can say: "
-    if capability.scores == "scaled" and not capability.reads_log_multiplier:
-        # a gain would be on all scores
+    on_all_scores = (
+        capability.scores == "scaled" and not capability.reads_log_multiplier
+    )
+    if on_all_scores or not capability.reads_gain:
         return words + (
             "RopeScaling('ntk', factor=F), or RopeScaling('yarn', factor=F, attention_factor=1)"
         )

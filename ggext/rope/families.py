@@ -11,6 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FULL, SLIDING, ALL = "full_attention", "sliding_attention", "all"
+_COMPRESSED = {FULL: "compress", SLIDING: "main"}
+#: By ``model_type`` and by llama.cpp's architecture, what transformers calls the kinds of layers in
+#: the rope parameters, where that is not their name.
+KIND_NAMES: Mapping[str, Mapping[str, str]] = {
+    "deepseek_v4": _COMPRESSED,
+    "deepseek4": _COMPRESSED,
+}
 
 #: Model types of more than text, whose classes have a ``text_config``.
 _COMPOSITE = frozenset(
@@ -147,6 +154,10 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
     "deepseek_v32": _LATENT,
+    "deepseek_v4": FamilyRule(
+        defaults={"head_dim": 512, "max_position_embeddings": 1048576},
+        scaled_kind=FULL,
+    ),
     "glm_moe_dsa": _LATENT,
     "glm4_moe_lite": _LATENT,
     "kimi_k2": FamilyRule(

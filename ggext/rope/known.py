@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ggext.rope.capabilities import CAPABILITIES
 from ggext.rope.scaling import RopeScaling
 
 NONE = RopeScaling()
@@ -104,6 +105,14 @@ KNOWN = (
         "huggingface.co/openai/gpt-oss-20b, config.json",
     ),
     KnownModel(
+        "DeepSeek 4",
+        ("deepseek4",),
+        1.6e5,
+        1048576,
+        RopeScaling("yarn", factor=16.0, original_context=65536, attention_factor=1.0),
+        "huggingface.co/deepseek-ai/DeepSeek-V4-Flash, config.json",
+    ),
+    KnownModel(
         "Gemma 3 (4B and larger)",
         ("gemma3",),
         1e6,
@@ -150,7 +159,9 @@ KNOWN = (
 def known_model(arch: str, keys: Mapping[str, Any]) -> KnownModel | None:
     """The row of a file, by its keys without the architecture's prefix. One whose context was
     extended is found too, where its original context is a row's; ``None`` for all others."""
-    base = keys.get("rope.freq_base", 10000.0)
+    capability = CAPABILITIES.get(arch)
+    base_key = "rope.freq_base" if capability is None else capability.base_key
+    base = keys.get(base_key, 10000.0)
     width = keys.get("embedding_length")
     contexts = {
         keys.get("context_length"),

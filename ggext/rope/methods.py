@@ -276,9 +276,10 @@ def _longrope(scaling: RopeScaling, geometry: RopeGeometry, length: int) -> Rope
         scaling,
         geometry,
     )
+    lengths = (1, original) if short else (original + 1, max(length, table.context))
     return replace(
         table,
-        lengths=(1, original) if short else (original + 1, max(length, table.context)),
+        lengths=lengths,
     )
 
 

@@ -109,13 +109,14 @@ def parse_recipe(text: str) -> Recipe:
         geometry = RopeGeometry(**_with_tuples(values["geometry"]))
         scaling = RopeScaling(**_with_tuples(values["scaling"]))
         searched = values.get("searched")
+        searched_values = None if searched is None else Searched(**searched)
         recipe = Recipe(
             scaling,
             geometry,
             str(values["encoding"]),
             str(values["source"]),
             str(values["ggext"]),
-            None if searched is None else Searched(**searched),
+            searched_values,
         )
         recipe.table()
     except (

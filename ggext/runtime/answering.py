@@ -37,11 +37,12 @@ class Question:
 @dataclass(frozen=True)
 class End:
     """The last event of an answer: why it ended, or the error that ended it. ``dropped``: tokens
-    that left the context for it."""
+    that left the context for it, ``forgotten``: those for which there was no room outside."""
 
     finish: FinishReason
     error: BaseException | None = None
     dropped: int = 0
+    forgotten: int = 0
 
 
 #: What a session reports: tokens read and to read, what reading came to, a token, the end.
@@ -117,6 +118,7 @@ class Answering(Closing):
         self.finish: FinishReason | None = None
         self.count = 0
         self.dropped = 0
+        self.forgotten = 0
         self.cancel_event: Event | None = None
         self._mailbox = mailbox
         self._cancel = cancel
@@ -188,6 +190,7 @@ class Answering(Closing):
         elif isinstance(happening, End):
             self.finish = happening.finish
             self.dropped = happening.dropped
+            self.forgotten = happening.forgotten
             if happening.error is not None:
                 raise happening.error
         return happening

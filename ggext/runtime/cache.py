@@ -59,14 +59,13 @@ class Cache(MovableCells):
         self.regimes = self._plan.regimes[-1:] if settled else self._plan.regimes
         self.regime = self.regimes[0]
         self.handle = self._open(self.regime)
-        super().__init__(self.handle)
-        window = model.n_swa if self.cells.slides and not model.is_recurrent else 0
-        forgets = model.is_recurrent or (window and not self._plan.whole_windows)
+        super().__init__(self.handle, model.n_swa * options.edits_cache)
+        recurrent = model.is_recurrent
+        window = model.n_swa if self.cells.slides and not recurrent else 0
+        forgets = recurrent or (window and not self._plan.whole_windows)
+        copies = CHECKPOINTS if forgets else 0
         self.checkpoints = Checkpoints(
-            window,
-            CHECKPOINTS if forgets else 0,
-            chunked=model.architecture == "llama4",
-            recurrent=model.is_recurrent,
+            window, copies, chunked=model.architecture == "llama4", recurrent=recurrent
         )
         self._one = (ctypes.c_int32 * 1)()
         self._batch_of_one = self.lib.llama_batch_get_one(self._one, 1)
@@ -162,7 +161,8 @@ class Cache(MovableCells):
         status = self._decode(self._batch_of_one)
         if status != 0:
             return self._failed(status, 1)
-        self.positions.append(self.positions[-1] + 1 if self.positions else 0)
+        position = self.positions[-1] + 1 if self.positions else 0
+        self.positions.append(position)
         self.tokens.append(token)
         self.unsure = None
         self.epoch += 1
@@ -375,7 +375,7 @@ class Cache(MovableCells):
         self._rotation = None
         self._set_threads(self.threads.now)
         self._memory = self.lib.llama_get_memory(handle)
-        self.cells = Cells(handle)
+        self.cells = Cells(handle, self._window)
         self.checkpoints.clear()
         self.tokens = []
         self.positions = []

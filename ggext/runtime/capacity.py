@@ -73,7 +73,8 @@ class Room:
 
     @property
     def _memories(self) -> Memories:
-        return Memories(None if self.free is None else self.free + self.copied)
+        free = None if self.free is None else self.free + self.copied
+        return Memories(free)
 
     def _shares(self, tokens: int) -> tuple[Share, Share]:
         return self.planner.shares(self.context(tokens))

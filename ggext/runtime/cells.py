@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError
@@ -18,13 +19,19 @@ _SLIDING = 1
 
 
 class Cells:
-    """The cells of one context; a new context needs a new one."""
+    """The cells of one context; a new context needs a new one. ``window``: of a context with a
+    second sequence whose sliding windows hold every token, the tokens that they attend to.
 
-    def __init__(self, handle: Any) -> None:
+    llama.cpp writes of sliding layers what the last token of a sequence attends to, whatever else
+    they hold. So cells are read in pieces of a window each.
+    """
+
+    def __init__(self, handle: Any, window: int = 0) -> None:
         self._lib = llama.lib()
         self._handle = handle
         self._memory = self._lib.llama_get_memory(handle)
         self._tested = False
+        self._window = window if window and self.slides else 0
 
     @property
     def slides(self) -> bool:
@@ -38,14 +45,27 @@ class Cells:
 
     @property
     def size(self) -> int:
-        """Bytes of what `copied` returns."""
-        return self._size(MAIN, 0)
+        """Bytes of what `copied` returns, nearly."""
+        size = self._size(MAIN, 0)
+        end = self._end
+        if not self._window or end <= self._window:
+            return size
+        seen = self._size(MAIN, _SLIDING)
+        return size + seen * (end - self._window) // self._window
+
+    @property
+    def _end(self) -> int:
+        """The position after the last one."""
+        return int(self._lib.llama_memory_seq_pos_max(self._memory, MAIN)) + 1
 
     def copied(self, *, sliding: bool = False) -> NDArray[np.uint8]:
         """All cells as llama.cpp writes them; ``sliding``: of the layers with a sliding window,
         those that the last token attends to. Raises ModelError."""
         import numpy as np
 
+        if self._window and not sliding:
+            block = self.take(0, self._end)
+            return np.frombuffer(state.build(block, MAIN), np.uint8)
         flags = _SLIDING if sliding else 0
         data = np.empty(self._size(MAIN, flags), np.uint8)
         llama.clear_log()
@@ -56,35 +76,51 @@ class Cells:
         return data
 
     def replace(self, data: NDArray[np.uint8], *, sliding: bool = False) -> None:
-        """Makes the cells those that `copied` returned. Raises ModelError; which are there then is
-        not known."""
+        """Makes the cells those that `copied` returned, here or in a context that moves no cells.
+        Raises ModelError; which are there then is not known."""
         flags = _SLIDING if sliding else 0
         llama.clear_log()
         if self._lib.llama_state_seq_set_data_ext(
             self._handle, _pointer(data), len(data), MAIN, flags
         ) != len(data):
             raise llama.failure("the cells of a cache cannot be put back")
+        if self._window and self.first_position > 0:
+            raise ModelError(
+                "of layers with a sliding window the copy has the last tokens alone, and a policy "
+                "that moves cells needs all: the text must be read again"
+            )
 
     def take(self, first: int, last: int) -> state.KvBlock:
         """A copy of the cells at positions `first` to `last`."""
+        if self._window:
+            last = min(last, self._end)
+        step = self._window or max(last - first, 1)
+        # Windows may begin again at each multiple of their size (Llama 4).
+        bounds = [first, *range(first + step - first % step, last, step), last]
+        return state.joined([self._piece(*pair) for pair in pairwise(bounds)])
+
+    def _piece(self, first: int, last: int) -> state.KvBlock:
         self._lib.llama_memory_seq_cp(self._memory, MAIN, SCRATCH, first, last)
         return self.take_scratch()
 
     def put(self, block: state.KvBlock) -> None:
         """Puts cells into the cache, at the positions that they name. Raises ModelError where they
         find no room."""
+        try:
+            if not self._tested:
+                self._test(block)
+            self._into_scratch(block)
+            self._lib.llama_memory_seq_cp(self._memory, SCRATCH, MAIN, -1, -1)
+        finally:
+            self._empty_scratch()
+
+    def _into_scratch(self, block: state.KvBlock) -> None:
         data = state.build(block, SCRATCH)
         llama.clear_log()
         if self._lib.llama_state_seq_set_data(
             self._handle, _bytes(data), len(data), SCRATCH
         ) != len(data):
             raise llama.failure(f"{len(block)} cells cannot be put into the cache")
-        try:
-            if not self._tested:
-                self._test(block)
-            self._lib.llama_memory_seq_cp(self._memory, SCRATCH, MAIN, -1, -1)
-        finally:
-            self._empty_scratch()
 
     def take_scratch(self) -> state.KvBlock:
         """The cells of the second sequence, which is empty then."""
@@ -111,6 +147,11 @@ class Cells:
         """Once for each context: what was put is what is read. Raises ModelError."""
         import numpy as np
 
+        if self._window:
+            block = block.cells(
+                block.positions // self._window == block.positions[-1] // self._window
+            )
+        self._into_scratch(block)
         back = self._read_scratch()
         pairs: Any = zip(
             (back.positions, *back.keys, *back.values),

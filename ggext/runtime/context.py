@@ -20,6 +20,7 @@ from ggext.footprint.cache import (
     whole_windows,
 )
 from ggext.footprint.planner import Choices
+from ggext.llama_cpp_facts.compressed import COMPRESSED
 from ggext.llama_cpp_facts.indexer import IN_BLOCKS
 from ggext.rope.capabilities import LEARNED_POSITIONS
 from ggext.rope.keys import context_parameters
@@ -54,7 +55,7 @@ class SessionOptions:
     # Sees every node of the graph (a ggml_backend_sched_eval_callback).
     eval_callback: Any = None
     # What layers with a sliding window keep: "full", every token; "small", the window and a batch;
-    # "auto", what takes less memory.
+    # "auto", what takes less memory, and every token where cells are moved.
     swa: Swa = "auto"
     # Without `n_ctx`, half of the free memory is left to others.
     leaves_memory: bool = False
@@ -68,6 +69,11 @@ class SessionOptions:
             self.memory.when_full not in ("stop", "recompute")
             or self.dynamic_ntk == "rotate"
         )
+
+    @property
+    def windows(self) -> Swa:
+        """What layers with a sliding window keep: every token where cells are moved."""
+        return "full" if self.swa == "auto" and self.edits_cache else self.swa
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -148,7 +154,7 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
             options.kv_type,
             options.n_batch,
             options.flash_attention,
-            options.swa,
+            options.windows,
             threads,
         ),
     )
@@ -160,21 +166,25 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
     )
     n_batch = min(n_batch, n_ctx)
     flash = _flash_attention(model, options, room, n_ctx)
-    whole = whole_windows(options.swa, model.n_swa, n_ctx, n_batch)
+    whole, more = _whole_windows(model, options, n_ctx, n_batch)
     batches = _batches(
         options, threads, room, Context(n_ctx, n_batch, options.kv_type, flash, whole)
     )
     # With flash attention the last bits of a number depend on how many threads make it.
     measured = options.threads is None and not flash
+    measured_threads = threads if measured else 0
+    threads_used = (
+        defaults.threads_now(threads, model.loading_began) if measured else threads
+    )
     return Plan(
         n_ctx,
         batches,
-        defaults.threads_now(threads, model.loading_began) if measured else threads,
-        threads if measured else 0,
+        threads_used,
+        measured_threads,
         flash,
         whole,
         regimes(model, n_ctx, options.dynamic_ntk),
-        tuple(notices),
+        (*notices, *more),
     )
 
 
@@ -230,6 +240,30 @@ def open_context(
             module.llama_free(handle)
             raise
     return handle
+
+
+def _whole_windows(
+    model: Model, options: SessionOptions, n_ctx: int, n_batch: int
+) -> tuple[bool, list[str]]:
+    """Whether sliding windows keep every token, and what the user should know of it. Raises
+    ModelError where they would not and must."""
+    policy = options.memory.when_full
+    by_memory = whole_windows(options.swa, model.n_swa, n_ctx, n_batch)
+    if model.architecture in COMPRESSED and options.swa == "auto":
+        by_memory = False  # more cells are of no use: a text cannot be cut back to them
+    if by_memory or not options.edits_cache:
+        return by_memory, []
+    if options.windows != "full":
+        raise ModelError(
+            f"{model.path}: when_full={policy!r} moves cached keys, and a small cache of layers "
+            "with a sliding window has those of the last tokens alone: take swa full or auto; "
+            "recompute works with both"
+        )
+    notice = (
+        "layers with a sliding window keep every token of the context, for "
+        f"{policy} moves their cells"
+    )
+    return True, [notice]
 
 
 def _batches(
@@ -296,18 +330,18 @@ def _length(
     model: Model, options: SessionOptions, room: Room | None
 ) -> tuple[int, list[str]]:
     trained = model.n_ctx_train
-    asked = options.memory.cells(options.n_ctx or trained)
-    if asked > trained and model.architecture in LEARNED_POSITIONS:
+    n_cells = options.memory.cells(options.n_ctx or trained)
+    if n_cells > trained and model.architecture in LEARNED_POSITIONS:
         raise ModelError(
             f"{model.path} has learned positions for {trained:,} tokens, and the context is "
-            f"{asked:,}: take no more than it has"
+            f"{n_cells:,}: take no more than it has"
         )
     half = (
         room.half()
         if room is not None and options.leaves_memory and options.n_ctx is None
         else 0
     )
-    if STEP <= half < asked:
+    if STEP <= half < n_cells:
         made = (
             f"of the {trained:,} that the file is made for: more would take over half of the "
             "free memory"
@@ -315,28 +349,28 @@ def _length(
         return half, [
             f"the context is {half:,} tokens {made}; context='auto' takes what fits"
         ]
-    if room is not None and not room.holds(asked):
-        size = room.needed(asked) / 2**30
+    if room is not None and not room.holds(n_cells):
+        size = room.needed(n_cells) / 2**30
         largest = room.largest()
         holds = room.most() if options.n_ctx is not None else largest
         short = (
-            f"a context of {asked:,} tokens needs {size:.1f} GiB, the free memory holds "
+            f"a context of {n_cells:,} tokens needs {size:.1f} GiB, the free memory holds "
             f"{holds:,} tokens"
         )
         if options.n_ctx is not None or largest < STEP:
             raise ModelError(f"{short}: ask for a smaller context, or free some memory")
         return largest, [f"{short}: the context is {largest:,} tokens"]
     if (
-        asked > trained
+        n_cells > trained
         and options.memory.when_full != "self-extend"
         and options.dynamic_ntk is None
     ):
         notice = (
-            f"the context of {asked} tokens is longer than the {trained} that the file is made "
+            f"the context of {n_cells} tokens is longer than the {trained} that the file is made "
             "for: what stands past those will be misread; bake a longer one with ggext convert"
         )
-        return asked, [notice]
-    return asked, []
+        return n_cells, [notice]
+    return n_cells, []
 
 
 def _flash_attention(

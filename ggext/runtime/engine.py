@@ -17,7 +17,7 @@ from ggext.runtime.generation import FinishReason, Generation
 from ggext.runtime.memory import MemoryOptions, new_memory
 from ggext.runtime.memory.gone import Gone
 from ggext.runtime.model import CancelledError, Model
-from ggext.runtime.reuse import in_common, reusable
+from ggext.runtime.reuse import common_prefix_length, reusable
 from ggext.runtime.sampling import Sampling
 from ggext.runtime.session_account import SessionAccount
 
@@ -37,7 +37,7 @@ __all__ = [
     "Sampling",
     "Session",
     "SessionOptions",
-    "in_common",
+    "common_prefix_length",
 ]
 
 Progress = Callable[[int, int], None]
@@ -127,16 +127,16 @@ class Session(SessionAccount):
         """`evaluate` of the beginning of a text, to whole batches: the rest is then read in the
         batches that it would have had at once, and gives the same numbers bit for bit."""
         with self._exclusive:
-            wanted = list(tokens)
+            prompt = list(tokens)
             _, reused = (
-                self._reusable(wanted, repeatable=repeatable) if wanted else (0, 0)
+                self._reusable(prompt, repeatable=repeatable) if prompt else (0, 0)
             )
         *_, end = (
             reused,
-            *self.cache.batches.ends(reused, len(wanted), self.memory.batch),
+            *self.cache.batches.ends(reused, len(prompt), self.memory.batch),
         )
         return (
-            self.evaluate(wanted[:end], progress, repeatable=repeatable)
+            self.evaluate(prompt[:end], progress, repeatable=repeatable)
             if end > reused
             else Prefill(reused, 0, 0.0, cancelled=False)
         )
@@ -147,22 +147,22 @@ class Session(SessionAccount):
         """`evaluate` in steps of a batch, each after a count of tokens done and in all; a `cancel`
         before the first step counts."""
         with self._exclusive:
-            wanted = self._checked(tokens)
-            kept, reused = self._reusable(wanted, repeatable=repeatable)
+            prompt = self._checked(tokens)
+            kept, reused = self._reusable(prompt, repeatable=repeatable)
             limit = self.memory.limit
-            if limit is not None and len(wanted) > limit:
-                raise ContextFullError(len(wanted) - reused, reused, limit - reused)
+            if limit is not None and len(prompt) > limit:
+                raise ContextFullError(len(prompt) - reused, reused, limit - reused)
             if self.cache.cancelled:
                 self.resume()
                 return Prefill(reused, 0, 0.0, cancelled=True)
             start = time.perf_counter()
-            if self._exchanged(wanted, repeatable=repeatable):
-                kept, reused = self._reusable(wanted, repeatable=repeatable)
-            reused = self._keep(kept, len(wanted)) + self.dropped
+            if self._exchanged(prompt, repeatable=repeatable):
+                kept, reused = self._reusable(prompt, repeatable=repeatable)
+            reused = self._keep(kept, len(prompt)) + self.dropped
             done = 0
-            total = len(wanted) - reused
+            total = len(prompt) - reused
             try:
-                for batch in self.memory.batches(wanted[reused:], reused):
+                for batch in self.memory.batches(prompt[reused:], reused):
                     yield done, total
                     self.cache.checkpoint(total - done, likely=not done)
                     if not self._read(batch, total - done - len(batch)):
@@ -262,15 +262,23 @@ class Session(SessionAccount):
             return self.cache.logits().copy()
 
     def snapshot(self) -> NDArray[np.uint8]:
-        """The cache as llama.cpp writes it, for `restore` over the same file and options. Raises
-        ModelError, also where it ``can_be_kept`` no more."""
+        """The cache as llama.cpp writes it, for `restore` over the same file and options. The last
+        token is evaluated again before, by itself: in a batch it is rounded otherwise, with flash
+        attention by 1 % of the logits' range. Raises ModelError, also where it ``can_be_kept`` no
+        more."""
         with self._exclusive:
+            self.resume()
+            self._checked(self.cache.tokens)
             if not self.can_be_kept:
                 raise ModelError(
                     "a cache in which a policy has moved tokens apart cannot be taken for its "
                     "tokens"
                 )
-            return self.cache.snapshot()
+            cells = self.memory.copied()
+            if cells is None:
+                self.resume()
+                raise CancelledError("copying the cache was cancelled")
+            return cells
 
     def restore(
         self,
@@ -283,18 +291,17 @@ class Session(SessionAccount):
         it. Raises ModelError; the cache is empty then. llama.cpp trusts the positions in it:
         `runtime.store` checks them."""
         with self._exclusive:
-            wanted = self._checked(tokens)
+            prompt = self._checked(tokens)
             self.memory.cut(0)
-            self.cache.restore(wanted, state, places)
+            self.memory.put_back(prompt, state, places)
             self.memory.gone = gone
 
     def reread_last(self) -> None:
-        """Evaluates the last token again, by itself: in a batch it is rounded otherwise. Raises
-        ModelError."""
+        """Evaluates the last token by itself, as `snapshot` does, unless its logits are there.
+        Raises ModelError."""
         with self._exclusive:
             self.resume()
-            self._checked(self.cache.tokens)
-            if not self.memory.reread_last():
+            if not self.cache.has_logits and not self.memory.reread_last():
                 self.resume()
                 raise CancelledError("reading the last token again was cancelled")
 
@@ -326,29 +333,29 @@ class Session(SessionAccount):
             )
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:
-        wanted = list(tokens)
-        if not wanted:
+        prompt = list(tokens)
+        if not prompt:
             raise ModelError(
                 "there is no token to evaluate: the text and its template are empty"
             )
-        if min(wanted) < 0 or max(wanted) >= self.model.n_vocab:
+        if min(prompt) < 0 or max(prompt) >= self.model.n_vocab:
             raise ModelError(
                 f"a token is not in the vocabulary of {self.model.n_vocab} tokens"
             )
-        return wanted
+        return prompt
 
     def _reusable(
-        self, wanted: list[int], *, repeatable: bool = False
+        self, prompt: list[int], *, repeatable: bool = False
     ) -> tuple[int, int]:
-        """Tokens of the cache that stay, and those of `wanted` that need no evaluation: as many,
+        """Tokens of the cache that stay, and those of `prompt` that need no evaluation: as many,
         and those that left the cache in between. At least one is evaluated, for its logits, unless
         they are there."""
         cache = self.cache
         gone = self.memory.gone
-        stays, count = reusable(cache.tokens, gone, wanted)
+        stays, count = reusable(cache.tokens, gone, prompt)
         if repeatable and count == stays:
-            count = stays = cache.repeatable(min(stays, len(wanted) - 1))
-        elif count == len(wanted) and not (
+            count = stays = cache.repeatable(min(stays, len(prompt) - 1))
+        elif count == len(prompt) and not (
             cache.has_logits and stays == len(cache.tokens)
         ):
             count = count - 1
@@ -357,21 +364,23 @@ class Session(SessionAccount):
             (gone.start, gone.start) if stays == gone.start < count else (stays, count)
         )
 
-    def _keep(self, count: int, wanted: int) -> int:
-        """Cuts the cache to its first `count` tokens, or fewer, for a text of `wanted`."""
+    def _keep(self, count: int, prompt_length: int) -> int:
+        """Cuts the cache to its first `count` tokens, or fewer, for a text of `prompt_length`."""
         cache = self.cache
         stays = (
-            cache.regime_of(wanted).span <= cache.regime.span or cache.grows_by_rotation
+            cache.regime_of(prompt_length).span <= cache.regime.span
+            or cache.grows_by_rotation
         )
-        kept = self.memory.cut(count if stays else 0)
+        cut_at = count if stays else 0
+        kept = self.memory.cut(cut_at)
         if kept == 0:
-            cache.start(wanted)
+            cache.start(prompt_length)
         return kept
 
-    def _exchanged(self, wanted: list[int], *, repeatable: bool) -> bool:
+    def _exchanged(self, prompt: list[int], *, repeatable: bool) -> bool:
         """Whether another text was put into the cache, or tried to be."""
         return self.prefixes is not None and self.prefixes.exchange(
-            self.cache, self.memory, wanted, repeatable=repeatable
+            self.cache, self.memory, prompt, repeatable=repeatable
         )
 
     def _read(self, batch: list[int], left: int) -> bool:

@@ -110,7 +110,8 @@ class _Server:
                 news.append((token, model.token_to_piece(token).decode("latin-1")))
         message = {"id": number, "happened": wire.parcel_as_json(parcel)}
         with suppress(OSError, ValueError):
-            self._channel.send(message | {"pieces": news} if news else message)
+            reply = message | {"pieces": news} if news else message
+            self._channel.send(reply)
 
     def ended(self, number: int) -> None:
         """Forgets an answer."""

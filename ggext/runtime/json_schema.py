@@ -99,7 +99,8 @@ def read(schema: str | Mapping[str, Any] | bool) -> str:
         )
     if _depth(document) > MAX_CHAIN:
         _refuse(f"more than {MAX_CHAIN} schemas stand inside one another, by $ref too")
-    return json.dumps({} if document is True else document)
+    document = {} if document is True else document
+    return json.dumps(document)
 
 
 def prepared(schema: str) -> str:
@@ -249,31 +250,31 @@ def _check(schema: dict[str, Any], where: str) -> None:
     for keyword, value in schema.items():
         if keyword not in _HELD | _ANNOTATIONS and not keyword.startswith("x-"):
             _refuse(f"the keyword {keyword!r:.80} at {where:.200} cannot be held")
-        said = f"{keyword} at {where:.200} is {json.dumps(value):.60}"
+        description = f"{keyword} at {where:.200} is {json.dumps(value):.60}"
         if keyword in _COUNTS and not _is_count(value):
-            _refuse(f"{said}, not a whole number from 0 to {MAX_COUNT:,}")
+            _refuse(f"{description}, not a whole number from 0 to {MAX_COUNT:,}")
         if keyword in _NUMBERS and not _is_number(value):
-            _refuse(f"{said}, not a number that can be held")
+            _refuse(f"{description}, not a number that can be held")
         if keyword == "multipleOf" and value <= 0:
-            _refuse(f"{said}, not above 0")
+            _refuse(f"{description}, not above 0")
         is_list = keyword in _SCHEMAS | {"enum"} and isinstance(value, list)
         if is_list and len(value) > MAX_ALTERNATIVES:
             _refuse(
                 f"{keyword} at {where:.200} has more than {MAX_ALTERNATIVES:,} members"
             )
         if keyword == "pattern":
-            _check_pattern(value, said)
+            _check_pattern(value, description)
         if keyword == "patternProperties" and isinstance(value, dict):
             for pattern in value:
                 _check_pattern(pattern, f"{keyword} at {where:.200} has {pattern:.60}")
         if keyword == "format" and not isinstance(value, str):
-            _refuse(f"{said}, not the name of a format")
+            _refuse(f"{description}, not the name of a format")
 
 
-def _check_pattern(pattern: Any, said: str) -> None:
+def _check_pattern(pattern: Any, description: str) -> None:
     """Bounds its length, and how often what stands inside repetitions is repeated."""
     if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN:
-        _refuse(f"{said}, not a text of up to {MAX_PATTERN:,} characters")
+        _refuse(f"{description}, not a text of up to {MAX_PATTERN:,} characters")
     together = 1
     longest = 1
     for match in _REPETITION.finditer(pattern):
@@ -283,7 +284,7 @@ def _check_pattern(pattern: Any, said: str) -> None:
         else:
             longest = max(longest, times)
     if together * longest > MAX_COUNT:
-        _refuse(f"{said}, which repeats more than {MAX_COUNT:,} times")
+        _refuse(f"{description}, which repeats more than {MAX_COUNT:,} times")
 
 
 def _is_count(value: Any) -> bool:

@@ -85,8 +85,8 @@ class Log:
         """What the caches whose making was logged turn by a Hadamard matrix before they quantize
         it: of "keys" and "values" those, where any cache does."""
         names = {"k": "keys", "v": "values"}
-        found = (pair for _, text in self.lines for pair in _ROTATED.findall(text))
-        turned = {kind for kind, flag in found if flag == "1"}
+        pairs = (pair for _, text in self.lines for pair in _ROTATED.findall(text))
+        turned = {kind for kind, flag in pairs if flag == "1"}
         return tuple(name for kind, name in names.items() if kind in turned)
 
     def errors(self) -> list[str]:
@@ -238,9 +238,11 @@ def check_gguf(path: Path) -> GgufFile:
     Raises GgufError.
     """
     from ggext.gguf.open import read_gguf
-    from ggext.gguf.shards import whole_header
-    from ggext.runtime.precheck import refuse_what_aborts
+    from ggext.gguf.shards import model_parts, whole_header
+    from ggext.runtime.precheck import refuse_unknown_experts, refuse_what_aborts
 
     header = read_gguf(path)
     refuse_what_aborts(whole_header(header))
+    for part in model_parts(header):
+        refuse_unknown_experts(part, header.arch_keys().get("expert_count", 0))
     return header

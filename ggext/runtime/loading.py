@@ -14,7 +14,7 @@ class Loading:
     def __init__(self, progress: LoadProgress | None) -> None:
         self._progress = progress
         self._fraction = 0.0
-        self._told = -1.0
+        self._reported = -1.0
         self.stopped = False
 
     def __call__(self, fraction: float, _user_data: object) -> bool:
@@ -24,8 +24,12 @@ class Loading:
     def tell(self) -> None:
         """Calls ``progress`` where there is something new; it may stop the load."""
         fraction = self._fraction
-        if self._progress is not None and not self.stopped and fraction != self._told:
-            self._told = fraction
+        if (
+            self._progress is not None
+            and not self.stopped
+            and fraction != self._reported
+        ):
+            self._reported = fraction
             self.stopped = not self._progress(fraction)
 
     def stop(self) -> None:

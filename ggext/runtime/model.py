@@ -13,6 +13,8 @@ from weakref import WeakSet
 from ggext.errors import ModelError
 from ggext.footprint.machine import CoreUse, core_use
 from ggext.gguf.shards import metadata_part, whole_header
+from ggext.llama_cpp_facts.compressed import COMPRESSED
+from ggext.llama_cpp_facts.sliding import has_windows
 from ggext.llama_cpp_facts.splitters import BY_HAND
 from ggext.runtime import apart, first_load, kernels, llama, long_text
 from ggext.runtime.closing import Closing
@@ -38,10 +40,10 @@ class Model(Closing):
 
     ``path``, ``header`` (the file's checked GGUF header), ``n_ctx_train`` (tokens that the file is
     made for, an extended context included), ``n_ctx_original`` (tokens that the model was trained
-    on before that), ``is_recurrent`` (layers keep a state in place of their tokens), ``n_swa``
-    (tokens that layers with a sliding window attend to, 0: there are none), ``n_vocab``,
-    ``n_params``, ``size`` (bytes of the weights), ``copied`` (bytes of them that are not the mapped
-    file's), ``n_gpu_layers`` (None: as many as the library can).
+    on before that), ``is_recurrent`` (layers keep a state in place of their tokens, or tokens that
+    several were made to), ``n_swa`` (tokens that layers with a sliding window attend to, 0: there
+    are none), ``n_vocab``, ``n_params``, ``size`` (bytes of the weights), ``copied`` (bytes of them
+    that are not the mapped file's), ``n_gpu_layers`` (None: as many as the library can).
     """
 
     def __init__(
@@ -67,10 +69,12 @@ class Model(Closing):
         self.n_ctx_original = (
             original if isinstance(original, int) and original > 0 else self.n_ctx_train
         )
-        self.n_swa = int(self._lib.llama_model_n_swa(handle))
+        slides = has_windows(header.arch, header.arch_keys())
+        self.n_swa = int(self._lib.llama_model_n_swa(handle)) if slides else 0
         self.is_recurrent = bool(
             self._lib.llama_model_is_recurrent(handle)
             or self._lib.llama_model_is_hybrid(handle)
+            or header.arch in COMPRESSED  # of whose cache nothing can be taken out
         )
         self.n_vocab = int(self._lib.llama_vocab_n_tokens(self._vocab))
         self.n_params = int(self._lib.llama_model_n_params(handle))

@@ -40,10 +40,12 @@ class MovableCells(Closing):
     # How positions are rotated at this length of the text.
     regime: Regime
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, window: int) -> None:
+        """``window``: as of `Cells`."""
         self._rotation: KeyRotation | None = None
         self.lib = llama.lib()
-        self.cells = Cells(handle)
+        self._window = window
+        self.cells = Cells(handle, window)
         self._memory = self.lib.llama_get_memory(handle)
         self.tokens: list[int] = []
         self.positions: list[int] = []

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 from ggext.errors import GgufError
 from ggext.gguf.types import type_name
 from ggext.llama_cpp_facts import check
-from ggext.llama_cpp_facts.limits import F32, MATRIX_TYPES, MAX_EXPERTS, MAX_LAYERS
+from ggext.llama_cpp_facts.limits import (
+    F32,
+    LOOKUP,
+    MATRIX_TYPES,
+    MAX_EXPERTS,
+    MAX_LAYERS,
+)
 from ggext.llama_cpp_facts.sliding import SLIDING, WINDOW, sliding_layers, window_of
 
 if TYPE_CHECKING:
@@ -23,7 +29,6 @@ if TYPE_CHECKING:
 
 _SCALING_TYPES = ("none", "linear", "yarn", "longrope")
 _CHUNKED, _PERIOD = "llama4", 4
-_LOOKUP = "tid2eid"  # the one kind of tensor that holds integers
 _BYTE = 6  # LLAMA_TOKEN_TYPE_BYTE
 
 
@@ -33,6 +38,21 @@ def refuse_what_aborts(header: GgufFile) -> None:
         raise GgufError(
             f"{header.path}: {problem}; llama.cpp would abort the program on this file"
         )
+
+
+def refuse_unknown_experts(part: GgufFile, experts: int) -> None:
+    """Raises GgufError for a table of one part of a model that names an expert which is not one of
+    ``experts``."""
+    for name in part.tensors:
+        if LOOKUP not in name:
+            continue
+        chosen = part.tensor_data(name).cast("i").tolist()
+        if chosen and not 0 <= min(chosen) <= max(chosen) < experts:  # i02 < n_as
+            raise GgufError(
+                f"{part.path}: tensor {name!r:.80} names the experts {min(chosen)} to "
+                f"{max(chosen)}, and there are {experts}; llama.cpp would abort the program on "
+                "this file"
+            )
 
 
 def _problems(header: GgufFile) -> Iterator[str]:
@@ -70,7 +90,7 @@ def _shape(keys: dict[str, Any]) -> Iterator[str]:
 
 def _windows(arch: str, keys: dict[str, Any]) -> Iterator[str]:
     layers = keys.get("block_count", 1)
-    if arch not in SLIDING or not isinstance(layers, int):
+    if arch not in SLIDING or SLIDING[arch].by_ratio or not isinstance(layers, int):
         return
     if arch == _CHUNKED:
         if keys.get(WINDOW) == 0:  # f_attn_temp_scale != 0.0f
@@ -106,7 +126,7 @@ def _experts(keys: dict[str, Any]) -> Iterator[str]:
 
 def _tensors(header: GgufFile) -> Iterator[str]:
     for name, info in header.tensors.items():
-        if _LOOKUP in name:
+        if LOOKUP in name:
             continue
         if len(info.shape) == 1 and info.type != F32:  # binary_op: unsupported types
             yield f"the vector {name!r:.80} is not of type F32"

@@ -19,7 +19,7 @@ from ggext.errors import ModelError, UsageError
 from ggext.footprint.machine import free_memory
 from ggext.runtime.closing import Closing
 from ggext.runtime.memory.gone import Gone
-from ggext.runtime.reuse import TOLERANCE, apart, in_common, reusable
+from ggext.runtime.reuse import TOLERANCE, apart, common_prefix_length, reusable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,12 +95,12 @@ class Prefix:
             + sum(map(len, self.blocks))
         )
 
-    def serves(self, cache: Cache, wanted: Sequence[int]) -> bool:
+    def serves(self, cache: Cache, prompt: Sequence[int]) -> bool:
         """Whether it can be put into the cache, and a text can go on from there."""
         return (
             self.regime
             == cache.regime_of(len(self.tokens))
-            == cache.regime_of(len(wanted))
+            == cache.regime_of(len(prompt))
             and len(self.tokens) <= cache.n_ctx
         )
 
@@ -110,7 +110,10 @@ def copied(cache: Cache, memory: Memory) -> Prefix | None:
     ModelError."""
     import numpy as np
 
-    if cache.regime != cache.regime_of(len(cache.tokens)) or not memory.reread_last():
+    if cache.regime != cache.regime_of(len(cache.tokens)):
+        return None
+    cells = memory.copied()
+    if cells is None:
         return None
     gone = memory.gone
     account = memory.account()
@@ -124,8 +127,17 @@ def copied(cache: Cache, memory: Memory) -> Prefix | None:
         regime=cache.regime,
         aligned=cache.aligned,
         logits=np.array(cache.logits(), np.float32),
-        cells=cache.snapshot(),
-        windows=cache.checkpoints.kept,
+        cells=cells,
+        windows=_windows(cache),
+    )
+
+
+def _windows(cache: Cache) -> tuple[Checkpoint, ...]:
+    """The copies that are not in the cells too: these have the state before the last token."""
+    last = len(cache.tokens) - 1
+    recurrent = cache.checkpoints.recurrent
+    return tuple(
+        kept for kept in cache.checkpoints.kept if not recurrent or kept.count < last
     )
 
 
@@ -138,11 +150,12 @@ def put_back(prefix: Prefix, cache: Cache, memory: Memory) -> None:
         memory.cut(0)
         gone = prefix.gone.copy()
         layout = memory.layout(len(prefix.tokens), gone, prefix.account)
-        cache.restore([*prefix.tokens], np.asarray(prefix.cells), layout.places)
-        cache.checkpoints.kept = prefix.windows
+        memory.put_back([*prefix.tokens], np.asarray(prefix.cells), layout.places)
+        cache.checkpoints.prepend(prefix.windows)
         memory.gone = gone
         memory.resume(prefix.account, map(memoryview, prefix.blocks))
-        if memory.reread_last() and apart(cache.logits(), prefix.logits) <= TOLERANCE:
+        there = cache.has_logits or memory.reread_last()
+        if there and apart(cache.logits(), prefix.logits) <= TOLERANCE:
             cache.aligned = prefix.aligned
             return
     except ModelError:
@@ -167,10 +180,10 @@ class Prefixes(Closing):
         """Forgets all."""
         self._kept = ()
 
-    def hold(self, wanted: Sequence[int]) -> int:
+    def hold(self, prompt: Sequence[int]) -> int:
         """How many tokens of a text need not be read again."""
         return max(
-            (reusable(it.tokens, it.gone, wanted)[1] for it in self._kept), default=0
+            (reusable(it.tokens, it.gone, prompt)[1] for it in self._kept), default=0
         )
 
     @property
@@ -182,16 +195,16 @@ class Prefixes(Closing):
         self,
         cache: Cache,
         memory: Memory,
-        wanted: list[int],
+        prompt: list[int],
         *,
         repeatable: bool = False,
     ) -> bool:
-        """Before `wanted` is read into a cache: copies what it would take from there, and puts back
+        """Before `prompt` is read into a cache: copies what it would take from there, and puts back
         what it begins with. Whether anything was done to the cache. Raises ModelError."""
         if not self.keeps:
             return False
-        stays, here = reusable(cache.tokens, memory.gone, wanted)
-        back, there = self._like(cache, wanted, repeatable=repeatable)
+        stays, here = reusable(cache.tokens, memory.gone, prompt)
+        back, there = self._like(cache, prompt, repeatable=repeatable)
         lost = len(cache.tokens) - max(stays, self._kept_of(cache.tokens, memory.gone))
         leaves = worth(lost, len(cache.tokens)) and self._has_room(cache.cells.size)
         if leaves and (copy := copied(cache, memory)) is not None:
@@ -203,14 +216,14 @@ class Prefixes(Closing):
         return True
 
     def _like(
-        self, cache: Cache, wanted: list[int], *, repeatable: bool
+        self, cache: Cache, prompt: list[int], *, repeatable: bool
     ) -> tuple[Prefix | None, int]:
         """The kept text that saves most of reading another one, and how many tokens."""
         best = None
         most = 0
         for prefix in self._kept:
-            if prefix.serves(cache, wanted):
-                stays, count = reusable(prefix.tokens, prefix.gone, wanted)
+            if prefix.serves(cache, prompt):
+                stays, count = reusable(prefix.tokens, prefix.gone, prompt)
                 count = min(stays, prefix.aligned) if repeatable else count
                 if count > most:
                     best = prefix
@@ -220,7 +233,9 @@ class Prefixes(Closing):
     def _kept_of(self, tokens: list[int], gone: Gone) -> int:
         """The most tokens of a cache that one of the texts has."""
         alike = (prefix for prefix in self._kept if prefix.gone == gone)
-        return max((in_common(prefix.tokens, tokens) for prefix in alike), default=0)
+        return max(
+            (common_prefix_length(prefix.tokens, tokens) for prefix in alike), default=0
+        )
 
     def _has_room(self, size: int) -> bool:
         """Whether a text of so many bytes can be kept, if all others go."""
@@ -280,5 +295,5 @@ def _contains(long: Prefix, short: Prefix) -> bool:
     """Whether hardly anything of a text is not in another one."""
     return (
         long.gone == short.gone
-        and in_common(long.tokens, short.tokens) > len(short.tokens) - _FEW
+        and common_prefix_length(long.tokens, short.tokens) > len(short.tokens) - _FEW
     )

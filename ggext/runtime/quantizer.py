@@ -27,7 +27,6 @@ def quantize(
     dst: Path,
     type_name: str,
     *,
-    threads: int = 0,
     tensor_types: Mapping[str, int] | None = None,
     imatrix: Mapping[str, NDArray[np.float32]] | None = None,
     source_name: str = "",
@@ -60,7 +59,6 @@ def quantize(
             source,
             target,
             type_name.upper(),
-            threads,
             dict(tensor_types or {}),
             importance,
         )
@@ -86,7 +84,6 @@ def run(
     src: str,
     dst: str,
     type_name: str,
-    threads: int,
     tensor_types: Mapping[str, int],
     imatrix: str,
 ) -> None:
@@ -95,7 +92,6 @@ def run(
     module = llama.lib("quantizing with llama.cpp")
     params = module.llama_model_quantize_default_params()
     params.ftype = llama.quantizations()[type_name]
-    params.nthread = threads
     if tensor_types:
         params.tt_overrides = _tensor_overrides(module, tensor_types)
     means = (

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3
 
 
-def in_common(left: Sequence[int], right: Sequence[int]) -> int:
+def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
     """How many tokens both begin with."""
     shorter = min(len(left), len(right))
     if left[:shorter] == right[:shorter]:
@@ -27,17 +27,18 @@ def in_common(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def reusable(
-    cached: Sequence[int], gone: Gone, wanted: Sequence[int]
+    cached: Sequence[int], gone: Gone, prompt: Sequence[int]
 ) -> tuple[int, int]:
-    """Tokens of a cache, from which ``gone`` has left, that stay for the text `wanted`, and how
+    """Tokens of a cache, from which ``gone`` has left, that stay for the text `prompt`, and how
     many of that text they stand for: as many, and those that left in between."""
     start = gone.start
     count = gone.count
-    if gone.found_in(wanted) and wanted[:start] == cached[:start]:
-        common = start + in_common(cached[start:], wanted[start + count :])
+    if gone.found_in(prompt) and prompt[:start] == cached[:start]:
+        common = start + common_prefix_length(cached[start:], prompt[start + count :])
         if common > start:
             return common, common + count
-    common = in_common(cached[:start] if count else cached, wanted)
+    prefix = cached[:start] if count else cached
+    common = common_prefix_length(prefix, prompt)
     return common, common
 
 

@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 _OFFSET = 15
 
 
+#: The operation that turns the other way: what goes in is what turning its result gives.
+_BACK = b"ROPE_BACK"
+
+
 @dataclass(frozen=True)
 class RopeNode:
-    """A ROPE node that was computed."""
+    """A ROPE node that was computed. Of one that turns back, ``before`` is its result."""
 
     name: str
     source: str
@@ -69,7 +73,7 @@ class RopeWatcher:
 
     def _look(self, address: int, ask: bool) -> None:
         node = Tensor.from_address(address)
-        if self._ggml.ggml_op_name(node.op) != b"ROPE":
+        if self._ggml.ggml_op_name(node.op) not in (b"ROPE", _BACK):
             return
         if ask:
             self._before = address, read_tensor(self._ggml, node.src[0])
@@ -78,7 +82,10 @@ class RopeWatcher:
             raise ModelError("llama.cpp computed a ROPE node without asking first")
         before = self._before[1]
         self._before = None
-        self._sink(self._node(node, before, read_tensor(self._ggml, address)))
+        after = read_tensor(self._ggml, address)
+        if self._ggml.ggml_op_name(node.op) == _BACK:
+            before, after = after, before
+        self._sink(self._node(node, before, after))
 
     def _node(
         self, node: Tensor, before: NDArray[Any], after: NDArray[Any]

@@ -74,6 +74,12 @@ class SessionAccount(Closing):
         return self.memory.left_before + self.memory.gone.count
 
     @property
+    def forgotten(self) -> int:
+        """Tokens that left the cache since the session was opened and that a question would have
+        brought back, if there had been room for them outside."""
+        return self.memory.forgotten
+
+    @property
     def can_be_kept(self) -> bool:
         """Whether the tokens in the cache, what `snapshot` returns and what the memory says of
         itself are all that there is of the text."""

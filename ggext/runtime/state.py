@@ -14,7 +14,7 @@ the bytes that are there.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
 
 _MAX_ROW = 1 << 24
+#: Bytes of the magic and the sequence.
+HEAD_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class StateForm:
 
     # llama.cpp's number of the format.
     magic: int
+    # Layers of each section.
+    layers: tuple[int, ...]
     # Whether values are.
     transposed: bool
     # ggml's numbers, one a layer.
@@ -46,7 +50,8 @@ class StateForm:
 
 @dataclass(frozen=True)
 class KvBlock:
-    """Cached tokens. Keys are rotated by their positions, as they are in the cache."""
+    """Cached tokens. Keys are rotated by their positions, as they are in the cache. Layers come in
+    the order of the state: with sliding windows those that see everything, then the others."""
 
     # int32 (n_cells,).
     positions: NDArray[np.int32]
@@ -84,9 +89,11 @@ class KvBlock:
 
 
 def joined(blocks: Sequence[KvBlock]) -> KvBlock:
-    """The cells of all blocks, one after the other; all of one form."""
+    """The cells of all blocks, one after the other; all of one form but for those without cells,
+    which say nothing of theirs."""
     import numpy as np
 
+    blocks = [block for block in blocks if len(block)] or blocks[:1]
     layers = range(len(blocks[0].keys))
     return replace(
         blocks[0],
@@ -126,7 +133,8 @@ def sections(data: Any, *, extended: bool = False) -> tuple[int, list[Section]]:
 
     Raises ValueError for anything but whole sections of one stream.
     """
-    reader = _Reader(memoryview(data), 3 if extended else 0)
+    shift = 3 if extended else 0
+    reader = _Reader(memoryview(data), shift)
     magic, _sequence = reader.unpack("Ii")
     found = [reader.section()]
     while reader.rest:
@@ -134,9 +142,22 @@ def sections(data: Any, *, extended: bool = False) -> tuple[int, list[Section]]:
     return magic, found
 
 
+def leading_sections(
+    data: Any, count: int, *, extended: bool = False
+) -> tuple[list[Section], int]:
+    """The first `count` sections of a state, after which others follow, and the byte after them.
+    Raises ValueError as `sections`."""
+    extra = 3 if extended else 0
+    reader = _Reader(memoryview(data), extra)
+    reader.unpack("Ii")
+    found = [reader.section() for _ in range(count)]
+    return found, len(data) - reader.rest
+
+
 def parse(data: bytes | bytearray | memoryview) -> KvBlock:
     """The cells of one sequence, in the order of their positions. Raises ModelError for a cache of
-    another form (sliding windows, recurrent, M-RoPE, latent) and for any other bytes."""
+    another form (windows that do not hold every token, recurrent, M-RoPE, latent) and for any other
+    bytes."""
     try:
         magic, found = sections(data)
         return _block(magic, found)
@@ -150,37 +171,62 @@ def parse(data: bytes | bytearray | memoryview) -> KvBlock:
 def _block(magic: int, sections: Sequence[Section]) -> KvBlock:
     import numpy as np
 
-    if len(sections) != 1:
-        raise ValueError(f"{len(sections)} sections")
-    section = sections[0]
+    orders = [np.argsort(part.cells[:, 0], kind="stable") for part in sections]
+    places = [
+        part.cells[order, 0] for part, order in zip(sections, orders, strict=True)
+    ]
+    if any(not np.array_equal(places[0], other) for other in places[1:]):
+        counts = ", ".join(str(len(other)) for other in places)
+        raise ValueError(f"sections of different cells ({counts})")
+    parts = [_in_order(*both) for both in zip(sections, orders, strict=True)]
+    keys = [rows for part, _ in parts for rows in part]
+    values = [rows for _, part in parts for rows in part]
+    form = StateForm(
+        magic,
+        tuple(len(part) for part, _ in parts),
+        sections[0].transposed,
+        tuple(rows.type for rows in keys),
+        tuple(rows.type for rows in values),
+    )
+    return KvBlock(
+        places[0],
+        tuple(rows.data for rows in keys),
+        tuple(rows.data for rows in values),
+        form,
+    )
+
+
+def _in_order(
+    section: Section, order: NDArray[np.intp]
+) -> tuple[list[Rows], list[Rows]]:
+    """A section's keys and values, copied, a cell's bytes together, the cells in this order."""
     if len(section.values) != len(section.keys):
         raise ValueError("no values")
     values = section.values
     if section.transposed:
         values = tuple(
-            Rows(
-                rows.type, rows.data.transpose(1, 0, 2).reshape(len(section.cells), -1)
-            )
+            Rows(rows.type, rows.data.transpose(1, 0, 2).reshape(len(order), -1))
             for rows in values
         )
-    form = StateForm(
-        magic,
-        section.transposed,
-        tuple(rows.type for rows in section.keys),
-        tuple(rows.type for rows in values),
-    )
-    block = KvBlock(
-        section.cells[:, 0].copy(),
-        tuple(rows.data.copy() for rows in section.keys),
-        tuple(rows.data.copy() for rows in values),
-        form,
-    )
-    order = np.argsort(block.positions, kind="stable")
-    return block if (order == np.arange(len(block))).all() else block.cells(order)
+    both = [
+        [Rows(rows.type, rows.data.take(order, axis=0)) for rows in part]
+        for part in (section.keys, values)
+    ]
+    return both[0], both[1]
 
 
 def build(block: KvBlock, sequence: int) -> bytes:
     """The bytes from which ``llama_state_seq_set_data`` restores the block. ``parse`` undoes it."""
+    parts: list[Any] = [struct.pack("<Ii", block.form.magic, sequence)]
+    first = 0
+    for count in block.form.layers:
+        parts += _section(block, sequence, first, first + count)
+        first += count
+    return b"".join(parts)
+
+
+def _section(block: KvBlock, sequence: int, first: int, last: int) -> Iterator[Any]:
+    """The bytes of layers `first` to `last`."""
     import numpy as np
 
     form = block.form
@@ -189,25 +235,26 @@ def build(block: KvBlock, sequence: int) -> bytes:
     record[:, 0] = block.positions
     record[:, 1] = 1
     record[:, 2] = sequence
-    parts: list[Any] = [struct.pack("<IiII", form.magic, sequence, 1, cells), record]
-    parts.append(struct.pack("<II", form.transposed, len(block.keys)))
-    for kind, rows in zip(form.key_types, block.keys, strict=True):
-        parts += [struct.pack("<iQ", kind, rows.shape[1]), np.ascontiguousarray(rows)]
-    for kind, rows in zip(form.value_types, block.values, strict=True):
+    yield struct.pack("<II", 1, cells)
+    yield record
+    yield struct.pack("<II", form.transposed, last - first)
+    for kind, rows in zip(
+        form.key_types[first:last], block.keys[first:last], strict=True
+    ):
+        yield struct.pack("<iQ", kind, rows.shape[1])
+        yield np.ascontiguousarray(rows)
+    for kind, rows in zip(
+        form.value_types[first:last], block.values[first:last], strict=True
+    ):
         if form.transposed:
             size = ELEMENT_BYTES[kind]
             width = rows.shape[1] // size
             columns = rows.reshape(cells, width, size).transpose(1, 0, 2)
-            parts += [
-                struct.pack("<iII", kind, size, width),
-                np.ascontiguousarray(columns),
-            ]
+            yield struct.pack("<iII", kind, size, width)
+            yield np.ascontiguousarray(columns)
         else:
-            parts += [
-                struct.pack("<iQ", kind, rows.shape[1]),
-                np.ascontiguousarray(rows),
-            ]
-    return b"".join(parts)
+            yield struct.pack("<iQ", kind, rows.shape[1])
+            yield np.ascontiguousarray(rows)
 
 
 class _Reader:
@@ -261,7 +308,8 @@ class _Reader:
         keys = tuple(self.rows(count) for _ in range(layers))
         read = self.columns if transposed else self.rows
         has_values = self.rest and not self._begins_section(count)
-        values = tuple(read(count) for _ in range(layers if has_values else 0))
+        value_layers = layers if has_values else 0
+        values = tuple(read(count) for _ in range(value_layers))
         return Section(cells, bool(transposed), keys, values)
 
     def _begins_section(self, count: int) -> bool:

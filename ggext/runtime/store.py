@@ -3,7 +3,8 @@
 The file: 8 bytes of magic, u32 CRC-32 of all that follows, u32 length of a JSON object, the object
 (``key``; the counts ``tokens``, ``logits`` and ``state``; a digest of the RoPE table; ``gone``,
 what has left the context; ``account``, what the policy tells of itself), then int32 tokens, float32
-logits after the last of them, the bytes of ``llama_state_seq_get_data``, and the policy's blocks
+logits after the last of them, the bytes of ``llama_state_seq_get_data`` (of recurrent layers the
+state before the last token), copies of such states at earlier places, and the policy's blocks
 outside the cache, all of one size. Little-endian. It is written next to its place and renamed when
 whole.
 
@@ -18,7 +19,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,15 +27,18 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggext.errors import GgextError, ModelError, RopeError
+from ggext.errors import ModelError, RopeError
 from ggext.gguf.plain_files import open_plain, private_file
 from ggext.gguf.rope import effective_table
 from ggext.gguf.system import read_at
 from ggext.gguf.writer import check_room, output_errors
-from ggext.runtime import llama, state
+from ggext.runtime import llama
+from ggext.runtime.checked_state import StateError, check_state, kind_of
 from ggext.runtime.closing import Closing
+from ggext.runtime.memory.base import Layout
 from ggext.runtime.memory.gone import Gone
 from ggext.runtime.reuse import TOLERANCE, apart
+from ggext.runtime.state_copies import copies_of, described, read_copies
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +46,6 @@ if TYPE_CHECKING:
 
     from ggext.gguf.reader import GgufFile
     from ggext.runtime.engine import Session
-    from ggext.runtime.model import Model
     from ggext.runtime.regimes import Regime
 
 _MAGIC = b"ggext\0K\2"
@@ -52,15 +54,8 @@ _CHECKED_FROM = 12
 _MAX_JSON = 1 << 16
 _TABLE = "the RoPE table"
 _FLASH = "the use of flash attention"
-_DIGEST = re.compile("(?:[0-9a-f]{128})?")
 _SAMPLES, _SAMPLE = 64, 4096
 _PART = 1 << 20  # bytes of one read
-#: LLAMA_ROPE_TYPE_MROPE and _IMROPE
-_MROPE_TYPES = (8, 40)
-
-
-class StateError(GgextError):
-    """A saved state cannot be used: it is damaged, of another model, or of another runtime."""
 
 
 def fingerprint(header: GgufFile) -> str:
@@ -114,19 +109,19 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
         raise StateError(
             f"tokens have left the context, and of what {policy} makes of it only the text is kept"
         )
-    if session.model.is_recurrent:
-        raise StateError(
-            "layers of this model keep a state in place of their tokens, which cannot be saved: of "
-            "a chat only the text is kept"
-        )
     tokens = np.array(session.tokens, "<i4")
-    # As `restore` will evaluate it; measured with flash attention: by 1 % of the logits' range
-    # otherwise.
-    session.reread_last()
-    logits, cells = session.last_logits().astype("<f4"), session.snapshot()
+    cells = session.snapshot()
+    logits = session.last_logits().astype("<f4")
     gone, account = session.memory.gone, session.memory.account()
     layout = session.memory.layout(len(tokens), gone, account)
-    check_state(cells, layout.cells, extended=has_mrope(session.model))
+    try:
+        check_state(cells, _stored(layout, session), kind_of(session.model))
+    except StateError as error:
+        raise StateError(
+            f"llama.cpp writes the cache of {session.model.architecture} in a form that ggext "
+            f"does not know ({error}): of a chat only the text is kept"
+        ) from None
+    copies = copies_of(session.cache, cells.nbytes)
     counts = {"tokens": len(tokens), "logits": len(logits), "state": len(cells)}
     table = table_digest(session.model.header, session.cache.regime)
     aligned = {
@@ -140,6 +135,7 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
         "gone": _gone_as_json(session),
         "account": account,
         "aligned": aligned,
+        "copies": described(copies),
     }
     document = json.dumps(facts | counts).encode("ascii")
     parts: list[Any] = [
@@ -148,6 +144,7 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
         tokens,
         logits,
         cells,
+        *(copy.data for copy in copies),
     ]
     crc = size = 0
     for part in chain(
@@ -199,11 +196,15 @@ def _restored(file: _StateFile, session: Session, key: Mapping[str, str]) -> int
     account = document.get("account")
     try:
         layout = session.memory.layout(n_tokens, gone, account)
-        blocks = _parts(file, state_at + n_state, layout.blocks)
-        check_state(cells, layout.cells, extended=has_mrope(session.model))
+        end = state_at + n_state
+        copies = read_copies(document.get("copies"), n_tokens, file.read, end)
+        end += sum(copy.data.nbytes for copy in copies)
+        blocks = _parts(file, end, layout.blocks)
+        check_state(cells, _stored(layout, session), kind_of(session.model))
         session.restore(tokens, cells, layout.places, gone)
         session.memory.resume(account, blocks)
         _check_logits(session, logits)
+        session.cache.checkpoints.prepend(copies)
         session.cache.aligned = _aligned(document.get("aligned"), session, n_tokens)
     except ModelError as error:
         raise StateError(str(error)) from error
@@ -212,6 +213,11 @@ def _restored(file: _StateFile, session: Session, key: Mapping[str, str]) -> int
             session.clear()
             session.cache.clear(wipe=True)
     return n_tokens
+
+
+def _stored(layout: Layout, session: Session) -> Sequence[int]:
+    """The positions of the cells that are in a file."""
+    return layout.cells[:-1] if session.model.is_recurrent else layout.cells
 
 
 def _aligned(saved: Any, session: Session, n_tokens: int) -> int:
@@ -241,13 +247,7 @@ def _gone_as_json(session: Session) -> dict[str, Any] | None:
     if not gone.count:
         return None
     window = session.memory.options.window
-    return {
-        "window": window,
-        "start": gone.start,
-        "count": gone.count,
-        "digest": gone.digest.hex(),
-        "rest": gone.rest.tolist(),
-    }
+    return {"window": window} | gone.as_json()
 
 
 def _gone_from_json(path: Path, saved: Any, session: Session, n_tokens: int) -> Gone:
@@ -260,55 +260,15 @@ def _gone_from_json(path: Path, saved: Any, session: Session, n_tokens: int) -> 
         {"what stays in a full context": there.get("window")},
         {"what stays in a full context": options.window},
     )
-    start, count = (_count(path, there, name) for name in ("start", "count"))
-    digest, rest = there.get("digest"), there.get("rest")
-    whole = count >= Gone.BLOCK
-    if (
-        start == options.sinks < n_tokens
-        and isinstance(digest, str)
-        and _DIGEST.fullmatch(digest) is not None
-        and bool(digest) is whole
-        and isinstance(rest, list)
-        and len(rest) == count % Gone.BLOCK
-        and all(
-            isinstance(token, int) and 0 <= token < session.model.n_vocab
-            for token in rest
-        )
-    ):
-        return Gone(start, count, bytes.fromhex(digest), rest)
+    try:
+        gone = Gone.of_json(there)
+    except ValueError:
+        gone = Gone()
+    if gone.start == options.sinks < n_tokens:
+        return gone
     raise StateError(
         f"{path} is damaged: what had left the context is not described by it"
     )
-
-
-def has_mrope(model: Model) -> bool:
-    """Whether it rotates by sections, so that a token has four positions (M-RoPE)."""
-    return llama.lib().llama_model_rope_type(model.open_handle()) in _MROPE_TYPES
-
-
-def check_state(
-    data: NDArray[np.uint8], places: Sequence[int], *, extended: bool = False
-) -> None:
-    """Walks through the bytes of ``llama_state_seq_get_data`` as llama.cpp will. Raises StateError
-    for what is not the cache of these positions, each once. ``extended``: as in `state.sections`.
-
-    llama.cpp compares types and sizes with its own, and throws what we get as an error."""
-    import numpy as np
-
-    wanted = np.array(places, np.int32)
-    try:
-        _, found = state.sections(data, extended=extended)
-    except ValueError as error:
-        raise StateError(f"the saved state has {error}") from None
-    if len(found[0].cells) != len(wanted):
-        raise StateError(
-            f"the saved state has {len(found[0].cells)} cells for {len(wanted)} positions"
-        )
-    for section in found:
-        positions = section.cells[:, 0]
-        once = len(np.unique(positions)) == len(positions)
-        if not (once and np.isin(positions, wanted).all()):
-            raise StateError("the saved state has cells that no text of its length has")
 
 
 class _StateFile(Closing):

@@ -50,10 +50,14 @@ class UnknownCharacters:
             return None
         kinds = header.get("tokenizer.ggml.token_type")
         unknown = header.get("tokenizer.ggml.unknown_token_id", 0)
+        unknown = (
+            unknown if isinstance(unknown, int) and 0 <= unknown < len(tokens) else 0
+        )
+        kinds = kinds if isinstance(kinds, list) else []
         return UnknownCharacters(
             tokens,
-            kinds if isinstance(kinds, list) else [],
-            unknown if isinstance(unknown, int) and 0 <= unknown < len(tokens) else 0,
+            kinds,
+            unknown,
             header.get(SPACE_PREFIX, True) is not False,
         )
 
@@ -67,9 +71,8 @@ class UnknownCharacters:
             if special is not None:
                 tokens.append(special)
                 continue
-            for known, run in self._runs(
-                " " + fragment if self.space_prefix else fragment
-            ):
+            spaced = " " + fragment if self.space_prefix else fragment
+            for known, run in self._runs(spaced):
                 tokens += tokenize(known) if known else []
                 tokens += [self.unknown] if run else []
         return tokens

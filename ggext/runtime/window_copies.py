@@ -10,6 +10,7 @@ taken out: a copy serves for the very text that it was made of.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,14 @@ class Checkpoints:
     @kept.setter
     def kept(self, checkpoints: tuple[Checkpoint, ...]) -> None:
         self._kept = [*checkpoints]
+
+    def prepend(self, earlier: Sequence[Checkpoint]) -> None:
+        """Adds copies of earlier places of the text than those that are kept."""
+        later = self._kept
+        self._kept = []
+        if self.most:
+            for checkpoint in (*earlier, *later):
+                self.add(checkpoint)
 
     def clear(self) -> None:
         """Forgets all."""

@@ -126,6 +126,7 @@ def _happening_as_json(happening: Happening) -> Any:
             "end": {
                 "finish": happening.finish,
                 "dropped": happening.dropped,
+                "forgotten": happening.forgotten,
                 "error": error,
             }
         }
@@ -142,4 +143,4 @@ def _happening_of(saved: Any) -> Happening:
         return Prefill(**saved["prefill"])
     end = saved["end"]
     error = None if end["error"] is None else error_of(end["error"])
-    return End(end["finish"], error, end["dropped"])
+    return End(end["finish"], error, end["dropped"], end["forgotten"])

@@ -22,7 +22,7 @@ from ggext.errors import ModelError
 from ggext.runtime import forks
 from ggext.runtime.answering import Answering, End, Happening, Mailbox, Question
 from ggext.runtime.closing import Closing
-from ggext.runtime.engine import Session, in_common
+from ggext.runtime.engine import FinishReason, Session, common_prefix_length
 from ggext.runtime.prefixes import worth
 
 _AHEAD = (
@@ -176,27 +176,37 @@ class _Job:
 
 
 def _answer(session: Session, question: Question) -> Generator[Happening, None, None]:
-    before = session.ever_dropped
+    ended = _ends(session)
     # The same seed gives the same answer, whatever is cached.
     repeatable = question.sampling.seed is not None
     prefill = yield from session.steps(question.tokens, repeatable=repeatable)
     yield prefill
     if prefill.cancelled:
-        yield End("cancelled", dropped=session.ever_dropped - before)
+        yield ended("cancelled")
         return
     generation = session.generate(question.sampling, question.max_tokens)
-    said: list[int] = []
+    generated: list[int] = []
     while (token := next(generation, None)) is not None:
-        said.append(token)
+        generated.append(token)
         yield token
         if not generation.is_current:  # the session answered another question meanwhile
-            again = yield from session.steps([*question.tokens, *said])
+            again = yield from session.steps([*question.tokens, *generated])
             if again.cancelled:
-                yield End("cancelled", dropped=session.ever_dropped - before)
+                yield ended("cancelled")
                 return
             generation.go_on()
     assert generation.finish is not None
-    yield End(generation.finish, dropped=session.ever_dropped - before)
+    yield ended(generation.finish)
+
+
+def _ends(session: Session) -> Callable[[FinishReason], End]:
+    """Makes the end of an answer that begins now, with what left the context until then."""
+    dropped, forgotten = session.ever_dropped, session.forgotten
+    return lambda finish: End(
+        finish,
+        dropped=session.ever_dropped - dropped,
+        forgotten=session.forgotten - forgotten,
+    )
 
 
 class Worker(Closing):
@@ -206,7 +216,7 @@ class Worker(Closing):
     def __init__(self, sessions: Sequence[Session]) -> None:
         self.sessions = tuple(sessions)
         self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._asked = [0] * len(sessions)
+        self._turn_of = [0] * len(sessions)
         self._numbers = itertools.count(1)
         self._lanes: tuple[deque[_Job], ...] = tuple(deque() for _ in sessions)
         self._closing = threading.Event()
@@ -297,9 +307,9 @@ class Worker(Closing):
             return self.sessions[0]
         index = min(
             range(len(self.sessions)),
-            key=lambda i: (self._cost(i, tokens), self._asked[i]),
+            key=lambda i: (self._cost(i, tokens), self._turn_of[i]),
         )
-        self._asked[index] = next(self._numbers)
+        self._turn_of[index] = next(self._numbers)
         return self.sessions[index]
 
     def _cost(self, index: int, tokens: Sequence[int]) -> float:
@@ -310,7 +320,7 @@ class Worker(Closing):
         kept = 0 if session.prefixes is None else session.prefixes.hold(tokens)
         if texts:
             used = len(texts[-1])
-            there = in_common(texts[-1], tokens)
+            there = common_prefix_length(texts[-1], tokens)
         else:
             used = session.used
             there = session.holds(tokens)

@@ -94,7 +94,7 @@ class GrowingMarkdown:
         self._region = Region(console)
         self._growing = ""
         self._next = 0.0
-        self._begun = False
+        self._has_line = False
 
     def add(self, text: str) -> None:
         """The next piece."""
@@ -118,7 +118,7 @@ class GrowingMarkdown:
         for block in filter(str.strip, [*whole, rest]):
             self._print(block)
         self._growing = ""
-        self._begun = False
+        self._has_line = False
         self._next = 0.0
 
     def _print(self, text: str) -> None:
@@ -126,7 +126,7 @@ class GrowingMarkdown:
 
         rows = [part for line in self._lines(text) for part in (*line, Segment.line())]
         self._console.print(Segments(rows), end="")
-        self._begun = True
+        self._has_line = True
 
     def _lines(self, text: str) -> list[list[Segment]]:
         """The lines of a block, with one blank line to what stands above."""
@@ -135,7 +135,7 @@ class GrowingMarkdown:
             i for i, line in enumerate(lines) if any(part.text.strip() for part in line)
         ]
         first, last = (filled[0], filled[-1]) if filled else (0, 0)
-        return [*([[]] if self._begun else []), *lines[first : last + 1]]
+        return [*([[]] if self._has_line else []), *lines[first : last + 1]]
 
     def _paint(self) -> None:
         self._region.paint(self._lines(self._growing))

@@ -172,7 +172,7 @@ class FoldedThoughts:
         self._screen = screen
         self._region = Region(screen.console)
         self._words = 0
-        self._begun = 0.0
+        self._started_at = 0.0
         self._painted = 0.0
         self._line = True
 
@@ -181,8 +181,8 @@ class FoldedThoughts:
         from rich.text import Text
 
         now = time.monotonic()
-        if not self._begun:
-            self._begun = now
+        if not self._started_at:
+            self._started_at = now
         self._words += text.count(" ")
         if self._screen.show_thoughts:
             self._screen.say(text, end="")
@@ -195,22 +195,21 @@ class FoldedThoughts:
 
     def end(self) -> None:
         """The reasoning is over, if there was any."""
-        if not self._begun:
+        if not self._started_at:
             return
         if self._screen.show_thoughts:
-            self._screen.say("" if self._line else "\n")
+            end = "" if self._line else "\n"
+            self._screen.say(end)
         else:
             self._region.wipe()
             self._screen.say(f"{self._count('thought')}\n")
         self._words = 0
-        self._begun = 0.0
+        self._started_at = 0.0
         self._painted = 0.0
         self._line = True
 
     def _count(self, verb: str) -> str:
-        return (
-            f"{verb} for {time.monotonic() - self._begun:.0f} s, {self._words:,} words"
-        )
+        return f"{verb} for {time.monotonic() - self._started_at:.0f} s, {self._words:,} words"
 
 
 _PASTES, _NO_PASTES = "\x1b[?2004h", "\x1b[?2004l"

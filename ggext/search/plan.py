@@ -44,8 +44,9 @@ def planned(
     goes on. Raises UsageError where the budget allows none, or the documents do not suffice."""
     for evaluations, training, held_out in _SIZES:
         first = Plan(evaluations, training, held_out)
+        numbers = first if kept is None else kept
         plan = _costed(
-            _as_asked(first if kept is None else kept, options, objective),
+            _as_asked(numbers, options, objective),
             (options.target_context, objective, short, speed),
         )
         asked = None not in (options.evaluations, options.training, options.held_out)

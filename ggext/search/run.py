@@ -149,6 +149,7 @@ class Search(Closing):
         """What was found so far."""
         yarn = self.space.start
         model = self._model
+        evaluations = tuple(self._descent.evaluations) if self._descent else ()
         return SearchResult(
             file=str(model.path),
             trained_context=model.trained,
@@ -159,7 +160,7 @@ class Search(Closing):
             yarn_scaling=self.space.scaling(yarn),
             best=self._best,
             scaling=self.space.scaling(self._best),
-            evaluations=tuple(self._descent.evaluations) if self._descent else (),
+            evaluations=evaluations,
             verdict=self._verdict,
             interrupted=self.interrupted,
             notes=(*model.notes, *self.plan.notes),

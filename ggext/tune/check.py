@@ -46,8 +46,8 @@ def check_checkpoint(
     assert requested is not None
     trained = methods.original_context(requested, source.geometry)
     rope = WantedRope(requested, replace(source.geometry, trained_context=trained))
-    said = methods.make_table(own, source.geometry)
-    yield str(prove("in config.json", rope.table, said))
+    expected = methods.make_table(own, source.geometry)
+    yield str(prove("in config.json", rope.table, expected))
     model = load(folder)
     yield str(prove_model("in transformers", model, rope))
     claimed = model.config.get_text_config().max_position_embeddings

@@ -10,7 +10,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import CheckpointError, UsageError, first_line
-from ggext.quality.texts import read_text
+from ggext.quality.texts import documents_in, read_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: Held out for the evaluation: this share of the documents, and at least so many.
 HELD_OUT_SHARE, HELD_OUT_LEAST = 0.1, 8
-_SUFFIXES = (".txt", ".md", ".jsonl")
+_SUFFIXES = (".txt", ".text", ".md", ".jsonl")
 #: The role whose turns are learned.
 ANSWERS = "assistant"
 
@@ -44,25 +44,11 @@ class Split:
 
 
 def read_documents(paths: Sequence[Path]) -> list[Document]:
-    """Files of text, and folders with ``.txt``, ``.md`` and ``.jsonl`` files, at any depth. A line
-    of a ``.jsonl`` file is a document: an object with ``text``, or with ``messages``, each of them
-    an object with ``role`` and ``content``. Raises UsageError."""
-    result = [
-        document for path in paths for file in _files(path) for document in _read(file)
-    ]
-    if not result:
-        named = ", ".join(map(str, paths))
-        raise UsageError(
-            f"there is no text in {named}: name {', '.join(_SUFFIXES)} files"
-        )
-    return result
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    inside = (file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
-    return sorted(file for file in inside if file.is_file() and file.stat().st_size)
+    """Files of text, and folders with ``.txt``, ``.text``, ``.md`` and ``.jsonl`` files, at any
+    depth. A line of a ``.jsonl`` file is a document: an object with ``text``, or with ``messages``,
+    each of them an object with ``role`` and ``content``. Raises UsageError."""
+    files = (file for path in paths for file in documents_in(path, _SUFFIXES))
+    return [document for file in files for document in _read(file)]
 
 
 def _read(path: Path) -> Iterator[Document]:

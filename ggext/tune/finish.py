@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 #: Tokens of the texts on which the short length is measured, or the trained length.
 _SHORT = 1024
+#: Needles of a text, if its short texts have so many tokens for each: a reading is what costs.
+_NEEDLES, _NEEDLE_TOKENS = 16, 48
 _TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 Progress = Callable[[str], None]
@@ -71,7 +73,7 @@ def bake(
     """The tuned GGUF file, with a table that is proved, and the rest of what can be."""
     scaling = plan.rope.scaling
     name = f"{model_name(plan.folder)}-{scaling.method}{scaling.factor:g}-tuned.gguf"
-    path = folder.file(name)
+    path = folder.path / name
     with private_folder_beside(path) as beside:
         unscaled = _with_config(folder.checkpoint, plan.folder, beside)
         _convert(unscaled, path, plan.rope.scaling, kind)
@@ -139,11 +141,15 @@ def evaluate(
     """Three files on the same items: untuned with the same scaling, tuned, pretrained."""
     kind = file_type(options, plan.folder)
     short = min(plan.rope.trained, _SHORT)
+    trials = options.trials
+    per_length = None if trials is None else (2 * trials, trials)
     asked = EvalOptions(
-        lengths=tuple(sorted({short, plan.rope.context})),
+        lengths=(short, plan.rope.context),
         texts=texts,
         marks=True,
-        trials=options.trials,
+        trials=per_length,
+        needles=min(_NEEDLES, short // _NEEDLE_TOKENS),
+        price=False,  # which the pretrained file shows, as one of the three
         seed=options.seed,
         budget=options.evaluation_seconds,
     )
@@ -155,7 +161,7 @@ def evaluate(
             plan.folder, beside / "pretrained.gguf", RopeScaling(), kind
         )
         files = [untuned, gguf, pretrained]
-        with Evaluation(files, asked, folder.file("evaluation.jsonl")) as evaluation:
+        with Evaluation(files, asked, folder.path / "evaluation.jsonl") as evaluation:
             evaluation.run(_once_an_item(progress))
             report = evaluation.report()
             before, tuned, unscaled = evaluation.plan.settings

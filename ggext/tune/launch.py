@@ -45,29 +45,21 @@ def check_pairs(path: Path, *, lora: bool, jumps: bool, attention: str) -> None:
     context, sequence = (_size(settings, name) for name in _SIZES)
     fsdp = settings.get("fsdp_config")
     version = fsdp.get("fsdp_version", 1) if isinstance(fsdp, dict) else 0
-    pairs = (
-        (
-            max(context, sequence) > 1 and jumps,
-            (
-                "context parallel drops the attention mask, and a jump in the positions would then "
-                "hide what was before it: train long rows (--long)"
-            ),
-        ),
-        (
-            context > 1 and attention != "sdpa",
-            f"context parallel needs the attention sdpa, and {attention} is asked for",
-        ),
-        (
-            context > 1 and lora and version == 2,
-            (
-                "an adapter under FSDP 2 with context parallel fails in the first step "
-                "(huggingface/trl#4314): train all weights (--full)"
-            ),
-        ),
-    )
-    for wrong, why in pairs:
-        if wrong:
-            raise UsageError(f"{path}: {why}")
+    if max(context, sequence) > 1 and jumps:
+        why = (
+            "context parallel drops the attention mask, and a jump in the positions would then "
+            "hide what was before it: train long rows (--long)"
+        )
+    elif context > 1 and attention != "sdpa":
+        why = f"context parallel needs the attention sdpa, and {attention} is asked for"
+    elif context > 1 and lora and version == 2:
+        why = (
+            "an adapter under FSDP 2 with context parallel fails in the first step "
+            "(huggingface/trl#4314): train all weights (--full)"
+        )
+    else:
+        return
+    raise UsageError(f"{path}: {why}")
 
 
 def _size(settings: Mapping[str, Any], name: str) -> int:
@@ -78,33 +70,27 @@ def _size(settings: Mapping[str, Any], name: str) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _cpu_processes(path: Path) -> int:
-    """Processes on the cores of one machine, more than one; 0: the settings are for something else.
+def _launcher(path: Path) -> tuple[list[str], dict[str, str]]:
+    """The module that starts the processes, with its arguments, and what is set for them.
 
-    accelerate starts several there with MPI alone, and one without a word where that is missing.
+    On the cores of one machine accelerate starts several with MPI alone, and one without a word
+    where that is missing; so torchrun does it there.
     """
     settings = read_settings(path)
     count = settings.get("num_processes", 1)
     alone = settings.get("num_machines", 1) == 1 and not settings.get("mpirun_config")
-    return count if settings.get("use_cpu") is True and alone and count > 1 else 0
-
-
-def _launcher(path: Path) -> list[str]:
-    count = _cpu_processes(path)
-    if count:
-        return ["torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    return ["accelerate.commands.launch", "--config_file", str(path)]
-
-
-def _on_cpu(path: Path) -> dict[str, str]:
-    return {"ACCELERATE_USE_CPU": "true"} if _cpu_processes(path) else {}
+    if settings.get("use_cpu") is True and alone and count > 1:
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node"]
+        return [*torchrun, str(count)], {"ACCELERATE_USE_CPU": "true"}
+    return ["accelerate.commands.launch", "--config_file", str(path)], {}
 
 
 def launch(path: Path, arguments: Sequence[str]) -> int:
     """Starts ``ggext tune`` with these arguments in all processes; the exit code."""
+    launcher, environment = _launcher(path)
     process = subprocess.Popen(
-        [sys.executable, "-m", *_launcher(path), "-m", "ggext", "tune", *arguments],
-        env={**os.environ, _STARTED: "1", **_on_cpu(path)},
+        [sys.executable, "-m", *launcher, "-m", "ggext", "tune", *arguments],
+        env={**os.environ, _STARTED: "1", **environment},
     )
     while True:
         try:

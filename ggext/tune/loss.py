@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 #: Numbers of logits at once: 64 MB in float32, and as much again for their gradient.
-_BLOCK_LOGITS = 1 << 24
+BLOCK_LOGITS = 1 << 24
 _AGREES = (
     1e-3  # relative difference of two losses that are computed alike, bfloat16 included
 )
@@ -54,33 +54,43 @@ class BlockLoss:
         position_ids: Tensor | None = None,
         **_: object,
     ) -> dict[str, Tensor]:
-        """``loss``: the sum of -log p over all tokens that are to be predicted, in float32."""
+        """``loss``: the sum of -log p over all tokens that are to be predicted, each with its
+        weight (`token_weights`), in float32."""
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "use_cache": False,
         }
+        labels = shift_labels.flatten()
+        weights = token_weights(shift_labels, attention_mask).flatten()
         if not self.in_blocks:
-            return {"loss": summed(self._whole(**inputs).logits, shift_labels)}
+            logits = self._whole(**inputs).logits.flatten(0, 1)
+            return {"loss": summed(logits, labels, weights)}
         hidden = self.model.get_decoder()(**inputs).last_hidden_state
-        return {"loss": self._of_hidden(hidden.flatten(0, 1), shift_labels.flatten())}
+        return {"loss": self._of_hidden(hidden.flatten(0, 1), labels, weights)}
 
-    def _of_hidden(self, hidden: Tensor, labels: Tensor) -> Tensor:
+    def _of_hidden(self, hidden: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         from torch.utils.checkpoint import checkpoint
 
         head = self.model.get_output_embeddings()
-        step = max(1, _BLOCK_LOGITS // head.weight.shape[0])
+        step = max(1, BLOCK_LOGITS // head.weight.shape[0])
         total = hidden.new_zeros((), dtype=hidden.float().dtype)
         for start in range(0, len(hidden), step):
-            block = hidden[start : start + step]
-            targets = labels[start : start + step]
+            block = slice(start, start + step)
             total = total + checkpoint(
-                self._of_block, head, block, targets, use_reentrant=False
+                self._of_block,
+                head,
+                hidden[block],
+                labels[block],
+                weights[block],
+                use_reentrant=False,
             )
         return total
 
-    def _of_block(self, head: Any, hidden: Tensor, labels: Tensor) -> Tensor:
+    def _of_block(
+        self, head: Any, hidden: Tensor, labels: Tensor, weights: Tensor
+    ) -> Tensor:
         import torch
 
         logits = head(hidden).float()
@@ -93,17 +103,35 @@ class BlockLoss:
             logits = logits / divisor
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
-        return summed(logits, labels)
+        return summed(logits, labels, weights)
 
 
-def summed(logits: Tensor, labels: Tensor) -> Tensor:
-    """The summed -log p of labels, natural logarithm, in float32."""
+def summed(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """The sum of weight · -log p of labels, natural logarithm, in float32.
+
+    Logits (n_tokens, n_vocab); labels and weights (n_tokens,).
+    """
     from torch.nn.functional import cross_entropy
 
-    size = logits.shape[-1]
-    return cross_entropy(
-        logits.reshape(-1, size).float(),
-        labels.reshape(-1),
-        ignore_index=IGNORED,
-        reduction="sum",
+    losses = cross_entropy(
+        logits.float(), labels, ignore_index=IGNORED, reduction="none"
     )
+    return (losses * weights).sum()
+
+
+def token_weights(labels: Tensor, mask: Tensor | None) -> Tensor:
+    """The weight of each token's loss, (rows, tokens): a row's tokens / those that are learned.
+
+    So a row counts by its length, whichever part of it is learned. In a mixture of chats and plain
+    text the few tokens of the answers would be outweighed otherwise.
+    """
+    import torch
+
+    tokens = torch.ones_like(labels) if mask is None else mask
+    learned = (labels != IGNORED).sum(1, keepdim=True).clamp(min=1)
+    return (tokens.sum(1, keepdim=True) / learned).expand(labels.shape)
+
+
+def weight_of(labels: Tensor, mask: Tensor) -> Tensor:
+    """The sum of the weights of all tokens that are learned, by which a loss is divided."""
+    return mask[(labels != IGNORED).any(1)].sum()

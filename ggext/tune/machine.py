@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
+import sys
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 
 from ggext.errors import MissingExtraError
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate")
+_M_MMAP_THRESHOLD, _MMAP_FROM = -3, 1 << 20  # of mallopt(3); bytes
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,35 @@ def this_machine() -> Machine:
         bf16=torch.cuda.is_bf16_supported(),
         gpu=True,
     )
+
+
+def return_freed_memory() -> None:
+    """Lets glibc give large tensors back to the system once they are freed.
+
+    Left alone it raises its threshold to 32 MiB as they come and go, and what lies below that is
+    kept in pieces that no later tensor fits: half as much again as a step needs.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, _MMAP_FROM)
+
+
+def peak_memory(machine: Machine) -> int | None:
+    """The most bytes that this process had, on its device; None: the system does not say.
+
+    Not from getrusage: there a process begins with the peak of the one that started it.
+    """
+    import torch
+
+    if machine.gpu:
+        return int(torch.cuda.max_memory_reserved())
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return None if found is None else int(found[1]) << 10
 
 
 def leave_group() -> None:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ggext.errors import CheckpointError, OutputError, first_line
-from ggext.gguf.writer import output_errors
+from ggext.errors import CheckpointError, first_line
+from ggext.gguf.writer import check_room, output_errors
 from ggext.tune.options import LORA_ALPHA
 from ggext.tune.tables import TableProof, WantedRope, prove_model, set_context
 
@@ -31,27 +31,14 @@ def load(
     import torch
     from transformers import AutoConfig
 
-    from ggext.proof.reference import judge_class
+    from ggext.proof.reference import loaded_model
 
+    dtype = torch.bfloat16 if bf16 else torch.float32
     with quiet(), _of_transformers(folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if rope is not None:
             set_context(config, rope)
-        model, loaded = judge_class(config).from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.bfloat16 if bf16 else torch.float32,
-            attn_implementation=attention,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    if loaded["missing_keys"]:
-        missing = loaded["missing_keys"]
-        raise CheckpointError(
-            f"{folder}: transformers does not find {len(missing)} of the model's tensors there "
-            f"(first {min(missing)}) and makes them up; save the model under its own names first"
-        )
-    return model
+        return loaded_model(folder, config, dtype, attention)
 
 
 @contextmanager
@@ -134,7 +121,9 @@ def save(model: Any, original: Path, out: Path) -> None:
     """
     try:
         with output_errors(out), quiet():
-            _check_room(model, out)
+            check_room(
+                out, sum(p.numel() * p.element_size() for p in model.parameters())
+            )
             model.save_pretrained(out)
             for file in original.iterdir():
                 if (
@@ -146,13 +135,3 @@ def save(model: Any, original: Path, out: Path) -> None:
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
-
-
-def _check_room(model: Any, out: Path) -> None:
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    free = shutil.disk_usage(out.parent).free
-    if size > free:
-        raise OutputError(
-            f"{out} needs {size:,} bytes and the disk has {free:,} free; free some, and go on with "
-            "--resume"
-        )

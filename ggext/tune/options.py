@@ -13,6 +13,8 @@ from ggext.rope.scaling import RopeScaling
 #: YaRN's own runs of LoRA and PEFT's usual ratio.
 LORA_RANK, LORA_ALPHA = 16, 2
 LEARNING_RATE = {"lora": 2e-4, "full": 2e-5}
+#: Of the options below, those that decide what is trained; others have a form of their own in JSON.
+_DECIDING = "target_context stages lora rows window steps batch_tokens seed".split()
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class TuneOptions:
     adapter: bool = False
     # Continues from the last checkpoint in `out`.
     resume: bool = False
-    # Seconds that the evaluation may take, and texts for each of its figures (None: what fits).
+    # Seconds that the evaluation may take, and texts of the target length for the answers, with
+    # twice as many short ones (None: what fits).
     evaluation_seconds: float = 600.0
     trials: int | None = None
     # The settings of `accelerate launch`, by which this process was started; None: one process.
@@ -104,17 +107,9 @@ class TuneOptions:
 
     def request(self) -> dict[str, object]:
         """All that decides what is trained, in JSON: a run goes on only with the same."""
-        return {
+        return {name: getattr(self, name) for name in _DECIDING} | {
             "model": str(self.model),
             "texts": [str(path) for path in self.texts],
             "scaling": {"method": self.scaling.method, **self.scaling.given()},
-            "target_context": self.target_context,
-            "stages": list(self.stages),
-            "lora": self.lora,
-            "rows": self.rows,
-            "window": self.window,
-            "steps": self.steps,
-            "batch_tokens": self.batch_tokens,
             "learning_rate": self.rate,
-            "seed": self.seed,
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +16,9 @@ from ggext.convert.request import resolve_scaling
 from ggext.convert.sources import open_source
 from ggext.errors import CheckpointError, UsageError
 from ggext.footprint.machine import free_memory
+from ggext.tune.loss import BLOCK_LOGITS
 from ggext.tune.options import TuneOptions
-from ggext.tune.rows import Kind, RowOptions
+from ggext.tune.rows import RowOptions
 from ggext.tune.tables import WantedRope
 
 if TYPE_CHECKING:
@@ -30,9 +31,12 @@ _AT_ONCE = 8192
 _ROWS_A_STEP = 4
 #: transformers has a parameter for another attention factor in these methods alone.
 _WITH_GAIN = ("yarn",)
-#: Bytes: a block, its gradient, and what is made on the way.
-_LOGITS = 3 << 26
+#: Copies of a block of logits: in float32, their logarithms, and the gradients of both.
+_LOGITS_COPIES = 5
+#: Bytes of a process before it has a model: Python, torch, transformers.
+PROGRAMS = 1 << 29
 _FLOAT = 4
+_OUTSIDE = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight")
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,8 @@ def planned(options: TuneOptions, machine: Machine) -> TunePlan:
     folder = named_model(options.model)
     tensors = _trainable(folder)
     source = open_source(folder, replaced=True)
-    rope, said = _rope(options, source)
-    notes = [*source.notes, *said]
+    rope, of_rope = _rope(options, source)
+    notes = [*source.notes, *of_rope]
     kind = options.rows or ("pose" if rope.context > 2 * rope.trained else "long")
     window = min(options.window or rope.trained, rope.context)
     length = rope.context if kind == "long" else window
@@ -104,7 +108,9 @@ def planned(options: TuneOptions, machine: Machine) -> TunePlan:
         0,
         tuple(notes),
     )
-    plan = replace(plan, memory=_memory(plan, source, options, machine))
+    vocabulary = max((t.shape[0] for t in _embeddings(tensors)), default=BLOCK_LOGITS)
+    memory = _memory(plan, source, vocabulary, options, machine)
+    plan = replace(plan, memory=memory)
     _check_memory(plan, machine)
     return plan
 
@@ -191,14 +197,18 @@ def _by(scaling: RopeScaling, factor: float) -> RopeScaling:
     return replace(scaling, factor=factor, context=None, context_reason=None)
 
 
-def _linears(tensors: Mapping[str, CheckpointTensor]) -> Iterable[CheckpointTensor]:
+def _linears(tensors: Mapping[str, CheckpointTensor]) -> Iterator[CheckpointTensor]:
     """Those that PEFT's all-linear adapts: every matrix but the embedding and the output."""
-    outside = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight")
-    return (
-        t
-        for name, t in tensors.items()
-        if len(t.shape) == 2 and not name.endswith(outside)
-    )
+    for name, tensor in tensors.items():
+        if len(tensor.shape) == 2 and not name.endswith(_OUTSIDE):
+            yield tensor
+
+
+def _embeddings(tensors: Mapping[str, CheckpointTensor]) -> Iterator[CheckpointTensor]:
+    """The others: a row for each token of the vocabulary."""
+    for name, tensor in tensors.items():
+        if len(tensor.shape) == 2 and name.endswith(_OUTSIDE):
+            yield tensor
 
 
 def lora_size(shapes: Iterable[tuple[int, ...]], rank: int) -> int:
@@ -207,10 +217,16 @@ def lora_size(shapes: Iterable[tuple[int, ...]], rank: int) -> int:
 
 
 def _memory(
-    plan: TunePlan, source: ModelSource, options: TuneOptions, machine: Machine
+    plan: TunePlan,
+    source: ModelSource,
+    vocabulary: int,
+    options: TuneOptions,
+    machine: Machine,
 ) -> int:
     """Bytes: weights, gradients and Adam's two moments in float32, what is kept for the way back,
     and a block of logits. With checkpoints that is a layer's input for each, and all of one layer.
+
+    A layer of Llama keeps 4 · feed-forward + 8 to 9 · hidden numbers a token.
     """
     keys = {key.split(".", 1)[1]: field.value for key, field in source.fields.items()}
     layers = int(keys["block_count"])
@@ -222,18 +238,17 @@ def _memory(
     )
     states = plan.trained * 3 * _FLOAT
     tokens = max(
-        plan.rows.count(kind) * plan.rows.length(kind) for kind in _kinds(plan.rows)
+        plan.rows.count(kind) * plan.rows.length(kind)
+        for kind in ("short", plan.rows.kind)
     )
     inside = tokens * (10 * hidden + 4 * wide) * _FLOAT
     kept = tokens * hidden * layers * _FLOAT
     if not options.gradient_checkpointing:
         kept = 0
         inside = inside * layers
-    return (weights + states) // machine.shards + kept + inside + _LOGITS
-
-
-def _kinds(rows: RowOptions) -> tuple[Kind, ...]:
-    return ("short", rows.kind)
+    logits = min(BLOCK_LOGITS, tokens * vocabulary) * _FLOAT * _LOGITS_COPIES
+    fixed = PROGRAMS + (weights + states) // machine.shards
+    return fixed + kept + inside + logits
 
 
 def _check_memory(plan: TunePlan, machine: Machine) -> None:

@@ -149,7 +149,8 @@ class Rows(Sequence[Batch]):
         size = min(self.options.window - len(self.options.prefix), length)
         if size < 2:
             return self._row(document, np.arange(start, end))
-        first = rng.randint(1, size - 1 if size == length else (size + 1) // 2)
+        longest = size - 1 if size == length else (size + 1) // 2
+        first = rng.randint(1, longest)
         second = rng.randint(first, length - (size - first))
         places = [np.arange(first), np.arange(second, second + size - first)]
         row = self._row(document, start + np.concatenate(places))

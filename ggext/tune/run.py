@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 from ggext.errors import ModelError, UsageError
 from ggext.tune.documents import Encoded, Encoder, read_documents, split
 from ggext.tune.finish import Finished, bake, evaluate, file_type, merge, small_file
-from ggext.tune.machine import Machine, leave_group, this_machine
+from ggext.tune.machine import (
+    Machine,
+    leave_group,
+    return_freed_memory,
+    this_machine,
+)
 from ggext.tune.plan import Stage, TunePlan, planned
 from ggext.tune.rows import Rows
 from ggext.tune.state import RunFolder, digest
@@ -22,32 +27,6 @@ if TYPE_CHECKING:
     from ggext.tune.train import Step
 
 OnStep = Callable[[int, "Step"], None]
-
-
-@dataclass(frozen=True)
-class Texts:
-    """What the run reads."""
-
-    documents: int
-    held_out: int
-    # Tokens to train on, and tokens that the run reads of them in all.
-    tokens: int
-    needed: int
-    # Documents longer than the trained length.
-    long: int
-
-    def __str__(self) -> str:
-        times = self.needed / self.tokens
-        line = (
-            f"texts: {self.documents:,} documents of {self.tokens:,} tokens to train on, "
-            f"{self.held_out} held out"
-        )
-        if self.needed <= self.tokens:
-            return f"{line}; the run reads {self.needed:,} tokens"
-        return (
-            f"{line}; the run reads {self.needed:,} tokens, each {times:.1f} times: more text is "
-            "better"
-        )
 
 
 class Tuning:
@@ -69,24 +48,33 @@ class Tuning:
         rows = replace(plan.rows, prefix=self._encoder.prefix)
         self.plan: TunePlan = replace(plan, rows=rows)
         self.folder = RunFolder(options.out)
-        self.texts: Texts = self._counted()
+        # What it reads, in words.
+        self.texts: str = self._described()
 
     @cached_property
     def _tokens(self) -> list[Encoded]:
         return [self._encoder.encode(document) for document in self._split.training]
 
-    def _counted(self) -> Texts:
+    def _described(self) -> str:
+        """The texts in a line: documents, tokens to train on, and how many of them are read."""
         lengths = [len(tokens) for tokens in self._tokens]
-        long = sum(length > self.plan.rope.trained for length in lengths)
-        if self.plan.rows.kind == "long" and not long:
+        trained = self.plan.rope.trained
+        if self.plan.rows.kind == "long" and max(lengths) <= trained:
             raise UsageError(
-                f"no document has more than the {self.plan.rope.trained:,} tokens that the model "
-                f"was trained on (the longest has {max(lengths):,}), so long rows would be none: "
-                "give longer documents, or take rows with jumps (PoSE)"
+                f"no document has more than the {trained:,} tokens that the model was trained on "
+                f"(the longest has {max(lengths):,}), so long rows would be none: give longer "
+                "documents, or take rows with jumps (PoSE)"
             )
         needed = self.options.steps * self.plan.step_tokens * self.machine.processes
-        return Texts(
-            len(lengths), len(self._split.held_out), sum(lengths), needed, long
+        line = (
+            f"texts: {len(lengths):,} documents of {sum(lengths):,} tokens to train on, "
+            f"{len(self._split.held_out)} held out; the run reads {needed:,} tokens"
+        )
+        times = needed / sum(lengths)
+        return (
+            line
+            if times <= 1
+            else f"{line}, each {times:.1f} times: more text is better"
         )
 
     def stop(self) -> None:
@@ -106,6 +94,7 @@ class Tuning:
         """All stages; the losses of every step. ``interrupted`` says whether it was stopped."""
         from ggext.tune.train import final_weights
 
+        return_freed_memory()
         losses: list[float] = []
         before: Path | None = None
         for number, stage in enumerate(self.plan.stages, 1):
@@ -130,7 +119,7 @@ class Tuning:
         on_step: OnStep,
     ) -> list[float]:
         from ggext.tune import model as models
-        from ggext.tune.train import Watcher, train
+        from ggext.tune.train import train
 
         lora = self.options.lora
         folder = self.plan.folder
@@ -148,6 +137,11 @@ class Tuning:
             self.plan.rows, target=stage.wanted.context, seed=self.options.seed + number
         )
         batches = stage.steps * self.plan.accumulation * self.machine.processes
+
+        def on_done(step: Step) -> bool:
+            on_step(number, step)
+            return self._stopped
+
         return train(
             model,
             Rows(self._tokens, rows, batches),
@@ -156,7 +150,7 @@ class Tuning:
             self.plan.accumulation,
             self.options,
             self.machine,
-            Watcher(lambda step: on_step(number, step), lambda: self._stopped),
+            on_done,
         )
 
     def finish(self, progress: Callable[[str], None]) -> Finished:

@@ -34,20 +34,11 @@ class RunFolder:
         """The tuned model, for transformers."""
         return self.path / "checkpoint"
 
-    @property
-    def held_out(self) -> Path:
-        """The texts that the evaluation is on."""
-        return self.path / "held-out"
-
-    def file(self, name: str) -> Path:
-        """A file of the run."""
-        return self.path / name
-
     def begin(self, request: dict[str, object], *, resume: bool) -> None:
         """Makes the folder, or checks that it is of the same run. Raises OutputError, UsageError.
 
         ``request``: all that decides what is trained."""
-        before = read_json(self.file(_REQUEST)) if self.path.is_dir() else None
+        before = read_json(self.path / _REQUEST) if self.path.is_dir() else None
         if before is not None:
             self._check_same(before, request, resume=resume)
             return
@@ -80,15 +71,15 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> Path:
         """A small file, whole or absent."""
-        path = self.file(name)
+        path = self.path / name
         data = text.encode("utf-8")
         with whole_file(path, len(data)) as file:
             file.write(data)
         return path
 
     def write_held_out(self, texts: Iterable[str]) -> tuple[Path, ...]:
-        """The held-out documents as files."""
-        self.held_out.mkdir(exist_ok=True)
+        """The texts that the evaluation is on, as files."""
+        (self.path / "held-out").mkdir(exist_ok=True)
         return tuple(
             self.write(f"held-out/{number:04}.txt", text)
             for number, text in enumerate(texts, 1)

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ggext.errors import RopeError
 from ggext.rope import methods
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, Comparison, compare
 from ggext.rope.families import SLIDING
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 @dataclass(frozen=True)
@@ -134,13 +131,3 @@ def set_context(config: Any, requested: WantedRope) -> None:
     text = config.get_text_config()
     set_rope(text, requested.scaling, requested.geometry)
     text.max_position_embeddings = requested.context
-    _check_complete(text.rope_parameters)
-
-
-def _check_complete(parameters: Mapping[str, Any]) -> None:
-    """Our own bug otherwise, which the comparison of tables would find only for some models."""
-    for inner in parameters.values() if "rope_type" not in parameters else [parameters]:
-        assert "rope_theta" in inner
-        assert (
-            inner["rope_type"] != "yarn" or "original_max_position_embeddings" in inner
-        )

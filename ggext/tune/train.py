@@ -14,7 +14,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ggext.errors import ModelError, OutputError, first_line
-from ggext.tune.loss import BlockLoss
+from ggext.tune.loss import BlockLoss, weight_of
 from ggext.tune.model import quiet
 
 if TYPE_CHECKING:
@@ -35,34 +35,23 @@ class Step:
 
     number: int
     steps: int
-    # Mean loss of a predicted token, in nats.
+    # Mean loss of a learned token, in nats, with the weights of `token_weights`.
     loss: float
-    # Norm of the gradient before it was clipped.
-    gradient: float
 
 
-@dataclass(frozen=True)
-class Watcher:
-    """Who looks on. ``stopped``: whether to end after this step, with a checkpoint."""
-
-    on_step: Callable[[Step], None]
-    stopped: Callable[[], bool]
+OnStep = Callable[[Step], bool]
 
 
 def last_whole(folder: Path) -> Path | None:
     """The newest checkpoint of a stage that was written to its end."""
     found = [path for path in folder.glob("checkpoint-*") if (path / WHOLE).is_file()]
-    return max(found, key=_number, default=None)
+    return max(found, key=lambda path: int(path.name[11:]), default=None)
 
 
 def final_weights(folder: Path) -> Path | None:
     """The weights of a stage that was trained to its end: an adapter's, or all."""
     path = folder / "final"
     return path if (path / WHOLE).is_file() else None
-
-
-def _number(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
 
 
 def train(
@@ -73,13 +62,13 @@ def train(
     accumulation: int,
     options: TuneOptions,
     machine: Machine,
-    watcher: Watcher,
+    on_step: OnStep,
 ) -> list[float]:
     """The loss of every step, of those before an interruption too; fewer where it was stopped.
     Afterwards, where it was not, the weights are in ``final_weights``.
 
-    Raises ``ModelError`` for a gradient that is no number, ``OutputError`` where a checkpoint
-    cannot be written.
+    ``on_step``: whether to end after this step, with a checkpoint. Raises ``ModelError`` for a
+    gradient that is no number, ``OutputError`` where a checkpoint cannot be written.
     """
     if machine.is_first:
         _remove_broken(folder)
@@ -90,35 +79,24 @@ def train(
             base.gradient_checkpointing_enable({"use_reentrant": False})
     loss = BlockLoss(base)
     loss.check(_first_tokens(rows[0]))
-    arguments = _arguments(folder, steps, accumulation, options, machine)
-    trainer = _trainer(model, rows, arguments, watcher)
-    try:
-        with quiet():
-            trainer.train(
-                resume_from_checkpoint=None if checkpoint is None else str(checkpoint)
-            )
-    finally:
-        loss.restore()
-    if trainer.state.global_step >= steps:
-        trainer.save_final()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-def _trainer(
-    model: Any, rows: Rows, arguments: TrainingArguments, watcher: Watcher
-) -> _Trainer:
     with quiet():
         trainer = _Trainer(
             model=model,
-            args=arguments,
+            args=_arguments(folder, steps, accumulation, options, machine),
             train_dataset=rows,
             data_collator=_tensors,
-            callbacks=[_Watch(watcher)],
+            callbacks=[_Watch(on_step)],
         )
-    trainer.remove_callback(PrinterCallback)
-    trainer.model_accepts_loss_kwargs = True  # so that it counts the predicted tokens
-    trainer.loss_is_scaled_for_ga = True
-    return trainer
+        trainer.remove_callback(PrinterCallback)
+        trainer.model_accepts_loss_kwargs = True  # it asks for the weights of a step
+        trainer.loss_is_scaled_for_ga = True
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        finally:
+            loss.restore()
+    if trainer.state.global_step >= steps:
+        trainer.save_final()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def _remove_broken(folder: Path) -> None:
@@ -184,11 +162,19 @@ class _Trainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Summed over the batch and divided by the predicted tokens of the whole step, in all
-        processes, whose gradients are averaged."""
+        """Summed over the batch and divided by the weights of the whole step, in all processes or
+        on all GPUs of one, whose gradients are averaged."""
         del return_outputs
         loss = model(**inputs)["loss"] / num_items_in_batch
-        return loss * self.accelerator.num_processes
+        return loss * max(self.accelerator.num_processes, self.args.n_gpu)
+
+    def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> Any:
+        """The weights of a step's tokens, where transformers counts those that are learned."""
+        weight = sum(
+            weight_of(batch["shift_labels"], batch["attention_mask"])
+            for batch in batch_samples
+        )
+        return self.accelerator.gather(torch.as_tensor(weight, device=device)).sum()
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Called before the weights change: what is no number must not reach them."""
@@ -237,22 +223,15 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
-    def __init__(self, watcher: Watcher) -> None:
-        self._watcher = watcher
-
-    def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> Any:
-        if self._watcher.stopped():
-            control.should_save = True
-            control.should_training_stop = True
-        return control
+    def __init__(self, on_step: OnStep) -> None:
+        self._on_step = on_step
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any
-    ) -> Any:
-        """Before the checkpoint of the step."""
-        if logs and "loss" in logs:
-            step = Step(
-                state.global_step, args.max_steps, logs["loss"], logs["grad_norm"]
-            )
-            self._watcher.on_step(step)
-        return self.on_step_end(args, state, control)
+    ) -> None:
+        """After every step, before its checkpoint."""
+        if "loss" not in logs:
+            return  # the summary at the end
+        step = Step(state.global_step, args.max_steps, logs["loss"])
+        if self._on_step(step):
+            control.should_save = control.should_training_stop = True

@@ -75,10 +75,10 @@ class TestJournal:
             journal.update(SAID, 2)
         for _ in range(2):  # as it was written, and as it was when it was opened
             with Journal(path, "m.gguf") as journal:
-                assert (journal.turns, journal.left) == (SAID, 2)
+                assert (journal.turns, journal.dropped_turns) == (SAID, 2)
         with Journal(path, "m.gguf") as journal:
             journal.update(SAID[:1])
-            assert journal.left == 0
+            assert journal.dropped_turns == 0
 
     def test_two_programs_cannot_have_it(self, tmp_path: Path) -> None:
         with (

@@ -11,6 +11,7 @@ from fake_chat import TEMPLATE, Letters, QueuedEngine, Script, chat, room
 
 from ggext.chat.conversation import Conversation
 from ggext.chat.fit import Room, choices
+from ggext.chat.notices import notices
 from ggext.chat.transcript import Turn
 from ggext.runtime.engine import Sampling
 
@@ -77,7 +78,7 @@ def test_whole_oldest_turns_leave_and_the_user_is_told() -> None:
         + "«|bot|»"
     )
     assert conversation.turns[2].content == "Hi!"
-    assert conversation.left == 2
+    assert conversation.dropped_turns == 2
 
 
 def test_turns_leave_in_the_middle_of_an_answer_and_it_goes_on() -> None:
@@ -95,7 +96,7 @@ def test_what_cannot_fit_without_any_other_turn_is_still_an_error() -> None:
     screen = Script("Hello", "x" * 80)
     conversation = chat(QueuedEngine("Hi!", n_ctx=60), screen, drop_turns=True)
     assert any("than the context of 60 holds" in line for line in screen.lines)
-    assert (len(conversation.turns), conversation.left) == (2, 0)
+    assert (len(conversation.turns), conversation.dropped_turns) == (2, 0)
 
 
 def test_what_left_is_told_of_each_turn_also_after_a_new_start() -> None:
@@ -123,6 +124,22 @@ def test_what_left_before_a_cache_was_restored_is_no_news() -> None:
     list(conversation.ask("?"))
     assert conversation.outcome is not None
     assert conversation.outcome.dropped == 128
+
+
+def test_what_cannot_be_brought_back_any_more_is_told() -> None:
+    engine = QueuedEngine("One.", "Two.")
+    conversation = Conversation(Letters(), engine, Sampling())
+    told = []
+    for engine.ever_dropped, engine.forgotten in ((2000, 1500), (2000, 1500)):
+        list(conversation.ask("?"))
+        assert conversation.outcome is not None
+        told.append(notices(conversation.outcome))
+    assert (
+        "1,500 tokens that had left the context cannot be brought back any more"
+        in (told[0][1])
+    )
+    assert "--evicted-memory" in told[0][1]
+    assert told[1] == []
 
 
 def test_self_extend_is_offered_more_cells() -> None:

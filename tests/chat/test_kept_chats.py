@@ -250,12 +250,12 @@ def converse(
     monkeypatch: pytest.MonkeyPatch, arguments: list[object], *typed: str
 ) -> list[str]:
     """What `ggext chat` shows for typed lines, over the real engine."""
-    from ggext.cli.chat_input import Asked
+    from ggext.cli.chat_input import ChatInput
     from ggext.screen import terminal
 
     screen = Script(*typed)
     monkeypatch.setattr(
-        "ggext.cli.chat.asked", lambda *_, **__: Asked(None, (), is_chat=True)
+        "ggext.cli.chat.parse_input", lambda *_, **__: ChatInput(None, (), is_chat=True)
     )
     monkeypatch.setattr(terminal, "open_screen", lambda _: screen)
     main.main(["chat", *map(str, arguments)], standalone_mode=False)

@@ -19,10 +19,9 @@ TENSORS = [
 def described(
     folder: Path, name: str = "Mistral-0.6B-Instruct-v0.2", **files: Any
 ) -> tuple[dict[str, Any], list[str]]:
-    notes: list[str] = []
     for file, text in files.items():
         (folder / file.replace("_md", ".md").replace("_json", ".json")).write_text(text)
-    return general_metadata(folder, name, "llama", TENSORS, notes), notes
+    return general_metadata(folder, name, "llama", TENSORS)
 
 
 def test_name_and_parameters_tell_something(tmp_path: Path) -> None:

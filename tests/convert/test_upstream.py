@@ -1,4 +1,4 @@
-"""Twenty families next to llama.cpp's own converter: the same tensors bit for bit, every other
+"""Twenty-one families next to llama.cpp's own converter: the same tensors bit for bit, every other
 difference with its reason.
 
 ``GGEXT_LLAMA_CPP``: a checkout of llama.cpp. Its converter takes some seconds to start, for each
@@ -33,6 +33,7 @@ def llama_cpp() -> Path:
             "laguna",
             "apertus",
             "deepseek_v3",
+            "deepseek_v4-own",
             "falcon-40b",
             "granite",
             "llama",

@@ -22,7 +22,7 @@ from ggext.errors import CheckpointError, GgextError, OutputError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.pieces import Piece, write_at
 from ggext.gguf.types import Field
-from ggext.gguf.writer import TensorToWrite, write_gguf
+from ggext.gguf.writer import LateFields, TensorToWrite, write_gguf
 
 FIELDS = {"general.architecture": Field.of("x")}
 
@@ -210,7 +210,7 @@ def test_a_header_that_is_completed_while_the_data_is_written(
         return more
 
     tensor = TensorToWrite("t", (4,), 0, 16, lambda: [b"0123456789abcdef"])
-    size = write_gguf(tmp_path / "x.gguf", FIELDS, [tensor], complete=complete)
+    size = write_gguf(tmp_path / "x.gguf", FIELDS, [tensor], late=LateFields(complete))
     gguf = read_gguf(tmp_path / "x.gguf")
     assert (gguf.get("general.name"), bytes(gguf.tensor_data("t"))) == (
         "x" * length,
@@ -227,7 +227,7 @@ def test_a_header_that_cannot_be_completed_leaves_the_old_file(tmp_path: Path) -
 
     tensors = [TensorToWrite("t", (1 << 18,), 0, 1 << 20, lambda: [bytes(1 << 20)])]
     with pytest.raises(CheckpointError, match="no"):
-        write_gguf(tmp_path / "x.gguf", FIELDS, tensors, complete=fails)
+        write_gguf(tmp_path / "x.gguf", FIELDS, tensors, late=LateFields(fails))
     assert [(p.name, p.read_text()) for p in tmp_path.glob("*.gguf*")] == [
         ("x.gguf", "old")
     ]

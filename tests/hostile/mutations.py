@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tiny_gguf import type_of
 
 from ggext.errors import GgufError
 from ggext.gguf.header import pack_header, packed_length, roomy_length
@@ -125,7 +126,7 @@ def draft_of(
     arch: str, fields: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]]
 ) -> Draft:
     tensors = {
-        name: TensorDraft(array.shape[::-1], 0, array.tobytes())
+        name: TensorDraft(array.shape[::-1], type_of(array), array.tobytes())
         for name, array in arrays.items()
     }
     return Draft(arch, {key: Field.of(value) for key, value in fields.items()}, tensors)

@@ -38,9 +38,18 @@ KINDS: dict[str, tuple[str, dict[str, Any], int]] = {
         {"when_full": "compress", "evicted": "kept"},
         400,
     ),
+    "landmark that forgot": (
+        "llama",
+        {"when_full": "landmark", "retrieved": 32, "evicted_memory": 9000},
+        900,
+    ),
     "stream": ("llama", {"when_full": "stream"}, 400),
     "sections": ("qwen2vl", {}, 60),
     "windows": ("gemma3", {}, 60),
+    **{
+        f"recurrent {arch}": (arch, {}, 60)
+        for arch in ("falcon-h1", "granitehybrid", "lfm2", "nemotron_h", "qwen35")
+    },
 }
 
 
@@ -99,25 +108,16 @@ def test_a_strangers_state_is_refused_or_used(
     assert store.restore(path, session, KEY) > 0
 
 
-@pytest.mark.parametrize("arch", ["lfm2", "qwen35", "falcon-h1"])
-def test_recurrent_states_are_not_saved(arch: str, tmp_path: Path) -> None:
-    path = tiny_gguf.write_random(tmp_path / "model.gguf", arch)
-    with Model.open(path) as model, Session(model, SessionOptions(64)) as session:
-        session.evaluate([5, 6, 7])
-        with pytest.raises(store.StateError, match="only the text is kept"):
-            store.save(tmp_path / "state", session, KEY)
-    assert not (tmp_path / "state").exists()
-
-
 @pytest.mark.parametrize("again", [[7, 6, 5, 4], [5, 9, 9]])
+@pytest.mark.parametrize("arch", ["llama", "falcon-h1", "lfm2", "qwen35"])
 def test_numbers_that_are_none_spoil_no_later_text(
-    again: list[int], tmp_path: Path
+    arch: str, again: list[int], tmp_path: Path
 ) -> None:
     """llama.cpp multiplies the values of cells that nothing attends to by 0, and a NaN stays one."""
-    values = tiny_gguf.base_of("llama")[1]["token_embd.weight"].copy()
+    values = tiny_gguf.base_of(arch)[1]["token_embd.weight"].copy()
     values[8] = np.nan
     path = tiny_gguf.write_random(
-        tmp_path / "model.gguf", "llama", extra_tensors={"token_embd.weight": values}
+        tmp_path / "model.gguf", arch, extra_tensors={"token_embd.weight": values}
     )
     with Model.open(path) as model, Session(model, SessionOptions(64)) as session:
         session.evaluate(again)

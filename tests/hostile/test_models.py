@@ -26,7 +26,8 @@ from ggext.llama_cpp_facts.splitters import BY_HAND, BY_REGEX
 from ggext.plan import MEASURED, PlanOptions, plan
 from ggext.rope.capabilities import CAPABILITIES
 from ggext.rope.decode import layer_kinds
-from ggext.runtime.precheck import refuse_what_aborts
+from ggext.runtime.llama import check_gguf
+from ggext.runtime.precheck import refuse_unknown_experts, refuse_what_aborts
 
 Change = Callable[[Draft], None]
 
@@ -144,6 +145,36 @@ CONTRADICTIONS: dict[str, tuple[str, Change, str]] = {
         keys(expert_group_count=4, expert_group_used_count=2),
         "experts are in 4 groups",
     ),
+    "no chosen tokens": (
+        "deepseek4",
+        keys(attention__compress_ratios=[0, 0, 128]),
+        "no layer has a ratio of 4 in attention.compress_ratios, and llama.cpp divides by",
+    ),
+    "no tokens that all attend to": (
+        "deepseek4",
+        keys(attention__compress_ratios=[0, 4, 4]),
+        "no layer has a ratio of 128",
+    ),
+    "another ratio": (
+        "deepseek4",
+        keys(attention__compress_ratios=[8, 4, 128]),
+        "each is 0, 4 or 128",
+    ),
+    "ratios of fewer layers": (
+        "deepseek4",
+        keys(attention__compress_ratios=[4, 128]),
+        "not a number for each of 3 layers",
+    ),
+    "two streams": (
+        "deepseek4",
+        keys(hyper_connection__count=2),
+        "2 residual streams, and not 1, whole groups and 4",
+    ),
+    "experts as floats": (
+        "deepseek4",
+        tensor("blk.0.ffn_gate_tid2eid.weight", (2, 320), 0),
+        "is not of type I32",
+    ),
     "not causal": ("llama", keys(attention__causal=False), "continues text"),
     "images": ("llama", keys(deepstack_mapping=[0, 1]), "that of a model of images"),
     "images in all layers": ("llama", keys(n_deepstack_layers=2), "is 2 of 2 layers"),
@@ -202,6 +233,20 @@ def test_a_contradiction_is_refused(tmp_path: Path, name: str) -> None:
         refuse_what_aborts(read_gguf(tmp_path / "case.gguf"))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_expert_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """ggml asserts its number in the first evaluation."""
+    draft = draft_of("deepseek4", *base_of("deepseek4"))
+    mutations.write(tmp_path / "whole.gguf", draft)
+    refuse_unknown_experts(read_gguf(tmp_path / "whole.gguf"), 4)
+    name = "blk.0.ffn_gate_tid2eid.weight"
+    data = np.frombuffer(draft.tensors[name].data, "<i4").copy()
+    data[77] = 4
+    draft.tensors[name] = TensorDraft((2, 320), 26, data.tobytes())
+    mutations.write(tmp_path / "case.gguf", draft)
+    with pytest.raises(GgufError, match="names the experts 0 to 4, and there are 4"):
+        check_gguf(tmp_path / "case.gguf")
 
 
 def test_every_architecture_that_is_written_or_planned_has_a_row() -> None:

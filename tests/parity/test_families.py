@@ -15,7 +15,8 @@ from tiny import make_model
 
 from ggext.convert import ConvertOptions, convert, plan
 from ggext.inspect import inspect
-from ggext.rope.capabilities import ROTATES, UNROTATED
+from ggext.rope.capabilities import CAPABILITIES, ROTATES, UNROTATED
+from ggext.rope.families import FULL, KIND_NAMES
 from ggext.rope.scaling import RopeScaling
 from ggext.verify import verify
 
@@ -151,8 +152,9 @@ def test_what_a_config_leaves_out_is_what_transformers_fills_in(
         assert arch in UNROTATED or full[f"{arch}.{ROTATES}"] is False
         return
     rope = AutoConfig.from_pretrained(checkpoint).get_text_config().rope_parameters
-    rope = rope.get("full_attention", rope)
-    written = full[f"{arch}.rope.freq_base"]
+    names = KIND_NAMES.get(arch, {})
+    rope = rope.get(names.get(FULL, FULL), rope)
+    written = full[f"{arch}.{CAPABILITIES[arch].base_key}"]
     assert (
         written == pytest.approx(rope["rope_theta"]) or "alpha" in rope
     )  # which makes the base larger

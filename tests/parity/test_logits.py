@@ -134,7 +134,7 @@ def test_a_wrong_file_fails(checkpoint: Path, tmp_path: Path) -> None:
 
     from ggext.gguf.open import read_gguf
     from ggext.proof import logits
-    from ggext.verify import what_is_wanted
+    from ggext.verify import expected_of
 
     out = tmp_path / "out.gguf"
     convert(
@@ -142,7 +142,7 @@ def test_a_wrong_file_fails(checkpoint: Path, tmp_path: Path) -> None:
             checkpoint, out, RopeScaling("yarn", factor=4, attention_factor=1.0)
         )
     )
-    wanted = what_is_wanted(read_gguf(out), checkpoint)
+    wanted = expected_of(read_gguf(out), checkpoint)
     wrong_gain = replace(wanted, scaling=replace(wanted.scaling, attention_factor=None))
     checks, _ = logits.check_logits(
         read_gguf(out), checkpoint, wrong_gain, 128, None, print

@@ -10,6 +10,7 @@ import api_page
 import click
 import commands_page
 import pytest
+import wrap_pages
 from click.testing import CliRunner
 from ggext.converters import known_families
 from paths import ROOT
@@ -112,6 +113,32 @@ def sentences(page: Path) -> list[str]:
     prose = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", "\n".join(lines))
     parts = re.split(r"(?<=[.!?])\s+|\n\n+|\n(?=- )", prose)
     return [part for part in parts if part.strip()]
+
+
+@pytest.mark.parametrize("page", wrap_pages.pages(), ids=lambda page: page.name)
+def test_prose_has_at_most_100_columns(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert text == wrap_pages.wrapped(text), "run python tools/wrap_pages.py"
+
+
+@pytest.mark.parametrize(
+    ("text", "wrapped"),
+    [
+        (f"{'word ' * 25}\n", f"{('word ' * 20).strip()}\n{('word ' * 5).strip()}\n"),
+        (
+            f"- {'word ' * 25}\n",
+            f"- {('word ' * 19).strip()}\n  {('word ' * 6).strip()}\n",
+        ),
+        (f"| {'word ' * 25}|\n", f"| {'word ' * 25}|\n"),
+        (f"```\n{'word ' * 25}x\n```\n", f"```\n{'word ' * 25}x\n```\n"),
+        (f"    {'word ' * 25}x\n", f"    {'word ' * 25}x\n"),
+        (f"{'a' * 95} `x y z` b\n", f"{'a' * 95}\n`x y z` b\n"),
+        (f"{'a' * 99} - b\n", f"{'a' * 99} -\nb\n"),
+    ],
+    ids=["prose", "item", "table", "fence", "indented", "code", "mark"],
+)
+def test_pages_are_wrapped(text: str, wrapped: str) -> None:
+    assert wrap_pages.wrapped(text) == wrapped
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import Field
 from ggext.gguf.writer import TensorToWrite, write_gguf
-from ggext.proof.report import Check, Wanted
+from ggext.proof.report import Check, Expected
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 from ggext.verify import verify
 
@@ -73,7 +73,7 @@ def test_neox_in_a_live_graph(files: dict[str, Path], tmp_path: Path) -> None:
     )
 
 
-def rope_nodes(layout: str, n_rot: int, head_dim: int) -> tuple[Wanted, Any]:
+def rope_nodes(layout: str, n_rot: int, head_dim: int) -> tuple[Expected, Any]:
     """A node as the CPU computes it, for shapes that the embedded model has not."""
     import numpy as np
 
@@ -82,7 +82,7 @@ def rope_nodes(layout: str, n_rot: int, head_dim: int) -> tuple[Wanted, Any]:
     from ggext.runtime.rope_watcher import RopeNode
 
     geometry = RopeGeometry(n_rot, head_dim, 10000.0, layout, 256)  # type: ignore[arg-type]
-    wanted = Wanted(RopeScaling("yarn", factor=4), geometry, "a test")
+    wanted = Expected(RopeScaling("yarn", factor=4), geometry, "a test")
     rows = np.random.default_rng(1).normal(size=(64, 3, head_dim)).astype(np.float32)
     call, positions = as_factors(wanted.table, geometry), np.arange(64)
     turned = rope_on(devices()[0], call, rows, positions)
@@ -99,7 +99,7 @@ def test_layouts_and_partial_rotation(layout: str, n_rot: int) -> None:
 
     wanted, node = rope_nodes(layout, n_rot, 32)
 
-    def checks(held_to: Wanted) -> list[Check]:
+    def checks(held_to: Expected) -> list[Check]:
         found = [_turn(node, held_to)]
         return check_graph(
             GgufFile(
@@ -120,7 +120,7 @@ def test_layouts_and_partial_rotation(layout: str, n_rot: int) -> None:
 
 
 def test_a_folded_gain_is_not_the_kernels() -> None:
-    wanted = Wanted(
+    wanted = Expected(
         RopeScaling("yarn", factor=4),
         RopeGeometry(32, 32, 10000.0, "norm", 256),
         "a test",

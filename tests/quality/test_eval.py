@@ -57,6 +57,19 @@ def test_the_same_seed_gives_the_same_report(report: Any, demo_gguf: Path) -> No
     assert other.settings[0].scores[0] != report.settings[0].scores[0]
 
 
+def test_one_reading_serves_more_questions(demo_gguf: Path, tmp_path: Path) -> None:
+    """And without the price no file is read unscaled, for those who have one that is."""
+    kept = tmp_path / "run.jsonl"
+    asked = EvalOptions(lengths=(1024,), trials=1, documents=1, needles=16, price=False)
+    found = evaluate(demo_gguf, asked, partial=kept).settings
+    assert len(found) == 1
+    assert found[0].price is None
+    assert found[0].scores[0].score.items == 16
+    assert found[0].scores[0].score.units == 1
+    with pytest.raises(UsageError, match="needles"):
+        Evaluation([demo_gguf], EvalOptions(lengths=(1024,), trials=1), kept)
+
+
 def test_a_run_that_was_stopped_goes_on(
     report: Any, demo_gguf: Path, tmp_path: Path
 ) -> None:

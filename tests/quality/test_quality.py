@@ -187,8 +187,8 @@ def test_a_sample_fills_its_length(target: int) -> None:
         return sum(1 + (len(word) > 6) for word in sample.body.split()) + 30
 
     passage = "The bell tower was built in 1731 by two brothers."
-    asked = tasks.Asked("Who built it?", ("brothers",), passage)
-    source = tasks.Source(count, asked=(asked,))
+    asked = tasks.UserQuestion("Who built it?", ("brothers",), passage)
+    source = tasks.Source(count, own_questions=(asked,))
     for task in tasks.TASKS:
         sample = tasks.make(task, source, target, Random(target))
         assert target - 1 <= count(sample) <= target, task
@@ -201,13 +201,13 @@ def test_a_sample_fills_its_length(target: int) -> None:
 
 
 def test_questions_of_one_s_own_are_read_line_by_line(tmp_path: Path) -> None:
-    from ggext.quality.tasks import Asked
+    from ggext.quality.tasks import UserQuestion
     from ggext.quality.texts import read_questions
 
     path = tmp_path / "questions.jsonl"
     good = '{"question": "Who?", "answers": ["A", "B"], "passage": "A did."}'
     path.write_text(f"{good}\n\n{good}\n")
-    assert read_questions(path) == (Asked("Who?", ("A", "B"), "A did."),) * 2
+    assert read_questions(path) == (UserQuestion("Who?", ("A", "B"), "A did."),) * 2
     for bad in (
         "[]",
         "{",

@@ -165,3 +165,66 @@ def test_the_keys_of_deepseek_3_are_upstreams() -> None:
 def test_a_gain_cannot_be_folded_into_latent_attention() -> None:
     with pytest.raises(RopeError, match="has no rows of its own to fold a gain into"):
         encode(DEEPSEEK["no-mscale"], LATENT, "deepseek2", "folded")
+
+
+# DeepSeek 4: layers with compressed tokens are scaled, those with a window alone are not
+
+DEEPSEEK4 = RopeGeometry(64, 512, 1.6e5, "norm", 65536, sliding_base=1e4)
+PUBLISHED_4: dict[str, Any] = {
+    "model_type": "deepseek_v4",
+    "num_attention_heads": 64,
+    "hidden_size": 4096,
+    "head_dim": 512,
+    "qk_rope_head_dim": 64,
+    "rope_theta": 10000,
+    "compress_rope_theta": 160000,
+    "max_position_embeddings": 1048576,
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 16,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "original_max_position_embeddings": 65536,
+    },
+}
+
+
+def test_deepseek_4_as_published() -> None:
+    rope = read_rope(PUBLISHED_4, "norm")
+    assert rope.geometry == DEEPSEEK4
+    assert (rope.scaling.method, rope.scaling.factor) == ("yarn", 16)
+    assert rope.scaling.attention_factor == 1.0  # whatever YaRN's own would be
+    encoding = encode(rope.scaling, rope.geometry, "deepseek4")
+    assert encoding.exactness.is_exact
+    assert encoding.shift_safe  # llama.cpp never shifts it
+    assert encoding.keys["attention.compress_rope_freq_base"] == 1.6e5
+    assert encoding.keys["rope.freq_base"] == 1e4
+    assert SLIDING_BASE not in encoding.keys
+
+
+def test_deepseek_4_as_transformers_saves_it() -> None:
+    by_kind = {
+        "compress": PUBLISHED_4["rope_scaling"]
+        | {"rope_theta": 160000, "partial_rotary_factor": 0.125, "attention_factor": 1},
+        "main": {"rope_theta": 10000, "partial_rotary_factor": 0.125},
+    }
+    saved = {k: v for k, v in PUBLISHED_4.items() if k != "rope_scaling"}
+    rope = read_rope(saved | {"rope_parameters": by_kind}, "norm")
+    assert rope == read_rope(PUBLISHED_4, "norm")
+    del by_kind["main"]["rope_theta"]
+    with pytest.raises(RopeError, match="parameters of main have no rope_theta"):
+        read_rope(saved | {"rope_parameters": by_kind}, "norm")
+
+
+def test_a_gain_of_deepseek_4_is_refused() -> None:
+    """llama.cpp takes YaRN's own away again, and reads no other."""
+    with pytest.raises(RopeError, match=r"gain error of 0\.12.*attention_factor=1"):
+        encode(YARN, DEEPSEEK4, "deepseek4")
+    keys = encode(
+        RopeScaling("yarn", factor=4, attention_factor=1.0), DEEPSEEK4, "deepseek4"
+    ).keys
+    told = keys | WINDOW | {"rope.scaling.attn_factor": 1.3}
+    assert decode(told, {}, "deepseek4").attention_factor == 1.0
+    sliding = decode_sliding(told, "deepseek4")
+    assert sliding is not None
+    assert sliding.attention_factor == 1.0

@@ -27,7 +27,7 @@ from ggext.runtime.engine import (  # noqa: E402
     Sampling,
     Session,
     SessionOptions,
-    in_common,
+    common_prefix_length,
 )
 from ggext.runtime.memory.landmark import Landmark  # noqa: E402
 
@@ -104,7 +104,7 @@ def test_a_fact_that_had_left_is_found_by_the_restored_session(
                 conversation.next_prompt(asked.removesuffix(question) + letter)
                 for letter in "A1"
             ]
-            session.evaluate(beginnings[0][: in_common(*beginnings)])
+            session.evaluate(beginnings[0][: common_prefix_length(*beginnings)])
             assert session.dropped > 300
             store.save(tmp_path / "kv.bin", session, KEY)
         with Session(model, options(512, retrieved=128)) as session:

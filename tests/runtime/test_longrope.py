@@ -172,9 +172,9 @@ def test_logits_equal_transformers(
     checkpoint: Path, name: str, tokens: int, request: pytest.FixtureRequest
 ) -> None:
     from ggext.proof.logits import check_logits
-    from ggext.verify import Wanted
+    from ggext.verify import Expected
 
-    wanted = Wanted(LONGROPE, GEOMETRY, "")
+    wanted = Expected(LONGROPE, GEOMETRY, "")
     gguf = request.getfixturevalue(name)
     checks, _ = check_logits(gguf, checkpoint, wanted, tokens, None, lambda _: None)
     assert checks

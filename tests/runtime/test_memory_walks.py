@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sliding_models import ARCHITECTURES, windowed
 
 from ggext.errors import ContextFullError, UsageError
 
@@ -147,6 +148,18 @@ def test_no_token_is_ever_lost_without_an_account(
         for _ in range(40):
             walk.step()
             walk.check()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_nor_where_layers_see_a_window(tmp_path: Path, arch: str) -> None:
+    """`check` takes all cells out, which needs those of every layer to be there."""
+    with Model.open(windowed(tmp_path, arch)) as model:
+        for policy, evicted in WAYS:
+            with opened(model, policy, evicted) as session:
+                walk = Walk(session, random.Random(f"{arch} {policy}"))
+                for _ in range(15):
+                    walk.step()
+                    walk.check()
 
 
 def test_a_slide_that_is_cancelled_at_once_leaves_nothing_that_is_called_gone(

@@ -25,7 +25,10 @@ CLOSE = 1e-5  # logits of another order of the same float32 sums
 
 @pytest.fixture(
     scope="module",
-    params=["falcon-h1", "granitehybrid", "lfm2", "nemotron_h", "qwen35", "qwen3next"],
+    params=[
+        *("deepseek4", "falcon-h1", "granitehybrid", "lfm2", "nemotron_h"),
+        *("qwen35", "qwen3next"),
+    ],
 )
 def model(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

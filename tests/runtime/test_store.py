@@ -11,6 +11,7 @@ pytest.importorskip("llama_cpp")
 import tiny_gguf
 
 from ggext.runtime import store
+from ggext.runtime.checked_state import StateKind, check_state, kind_of
 from ggext.runtime.engine import Model, Session, SessionOptions
 
 KEY = {"the model file": "a"}
@@ -44,7 +45,7 @@ def test_a_cache_whose_cells_have_four_positions(arch: str, tmp_path: Path) -> N
     kept, text = tmp_path / "state", [(7 * i) % 300 + 3 for i in range(40)]
     options = SessionOptions(64, kv_type="f32")
     with Model.open(path) as model:
-        assert store.has_mrope(model)
+        assert kind_of(model).extended
         with Session(model, options) as session:
             session.evaluate(text[:30])
             store.save(kept, session, KEY)
@@ -67,6 +68,8 @@ def test_a_damaged_cache_with_four_positions(places: int, tmp_path: Path) -> Non
         session.evaluate(list(range(3, 33)))
         cells = session.snapshot()
     with pytest.raises(store.StateError, match="the saved state has"):
-        store.check_state(cells, range(30))
+        check_state(cells, range(30))
     with pytest.raises(store.StateError, match="the saved state has"):
-        store.check_state(cells[: len(cells) - 1 - places], range(30), extended=True)
+        check_state(
+            cells[: len(cells) - 1 - places], range(30), StateKind(extended=True)
+        )

@@ -124,7 +124,7 @@ def test_a_text_that_left_its_context_comes_back_with_what_windows_forgot(
         assert same(session, fresh)
 
 
-def test_a_text_over_windows_is_read_again_where_the_policy_is_chosen(
+def test_a_text_in_a_small_cache_is_read_again_where_the_policy_is_chosen(
     model: Model,
 ) -> None:
     session, chosen = open_session(model, options(n_ctx=512), Prefixes(), 5000)
@@ -274,12 +274,12 @@ def test_recompute_reads_its_window_again(model: Model) -> None:
 
 
 @pytest.mark.parametrize("policy", ["stream", "self-extend", "landmark", "compress"])
-def test_what_moves_keys_is_refused_with_the_remedy(
+def test_what_moves_keys_is_refused_in_a_small_cache_with_the_remedy(
     model: Model, policy: WhenFull
 ) -> None:
     with pytest.raises(
         ModelError,
-        match=f"when_full='{policy}' moves cached keys, and layers with a .* recompute wor",
+        match=f"when_full='{policy}' moves cached keys, and a small cache .* take swa full or auto",
     ):
         Session(model, options(memory=MemoryOptions(policy)))
 
@@ -338,7 +338,7 @@ def test_dynamic_ntk_reads_again_and_does_not_rotate(tmp_path: Path) -> None:
 def test_a_window_that_llama_cpp_does_not_use_needs_no_copies(tmp_path: Path) -> None:
     """Of EXAONE 4 only the model of 64 layers has windows, whatever the file says."""
     with Model.open(windowed(tmp_path, "exaone4")) as model:
-        assert model.n_swa == WINDOW
+        assert model.n_swa == 0
         with (
             Session(model, options()) as session,
             Session(model, options(swa="full")) as fresh,

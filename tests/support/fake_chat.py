@@ -98,6 +98,7 @@ class QueuedEngine:
         self.tokens: list[int] = []
         self.prompts: list[list[int]] = []
         self.n_ctx, self.trained, self.ever_dropped = n_ctx, 2000, 0
+        self.forgotten = 0
         self.finish: FinishReason = "eog"
         self.cancelled = False
 

@@ -176,6 +176,31 @@ _SHARED_CHOICE: dict[str, Any] = {
     "num_hidden_layers": 4,
     "indexer_types": ["full", "shared", "full", "shared"],
 }
+_COMPRESSED: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 1,
+    "layer_types": [
+        "sliding_attention",
+        "compressed_sparse_attention",
+        "heavily_compressed_attention",
+        "compressed_sparse_attention",
+    ],
+    "mlp_layer_types": ["hash_moe", "moe", "moe", "moe"],
+    "head_dim": 48,
+    "partial_rotary_factor": 1 / 3,
+    "q_lora_rank": 56,
+    "o_groups": 2,
+    "o_lora_rank": 24,
+    "index_n_heads": 16,
+    "index_head_dim": 64,
+    "index_topk": 20,
+    "sliding_window": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 64,
+    "intermediate_size": None,
+    "swiglu_limit": 1.5,
+}
 _GROWING = _OWN_YARN | {
     "rope_theta": 1e6,
     "mscale": 1.0,
@@ -472,6 +497,27 @@ ROWS = {
     ),
     "deepseek_v32": Row("deepseek_v32", _LATENT | _INDEXED),
     "deepseek_v32-all": Row("deepseek_v32", _LATENT | _INDEXED | {"index_topk": 2048}),
+    "deepseek_v4": Row(
+        "deepseek_v4",
+        _COMPRESSED,
+        RopeScaling("yarn", factor=4, attention_factor=1.0),
+    ),
+    "deepseek_v4-own": Row(
+        "deepseek_v4",
+        _COMPRESSED
+        | {
+            "layer_types": [
+                "heavily_compressed_attention",
+                "heavily_compressed_attention",
+                "compressed_sparse_attention",
+                "heavily_compressed_attention",
+            ],
+            "max_position_embeddings": 256,
+            "index_topk": 512,
+            "rope_parameters": _OWN_YARN | {"beta_fast": 32, "beta_slow": 1},
+        },
+        None,
+    ),
     "dots1": Row(
         "dots1", _GLM4_MOE | {"num_key_value_heads": 4, "norm_topk_prob": True}
     ),

@@ -43,4 +43,11 @@ def told(model: Model, **options: Any) -> list[object]:
     events: list[object] = [
         event for event in reply.events() if not isinstance(event, Reading)
     ]
-    return [*events, reply.finish, reply.count, reply.dropped, reply.message]
+    return [
+        *events,
+        reply.finish,
+        reply.count,
+        reply.dropped,
+        reply.forgotten,
+        reply.message,
+    ]

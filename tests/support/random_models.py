@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from family_rows import ROWS, sections
-from tiny import NARROW, VOCABULARY, write_tokenizer
+from tiny import NARROW, VOCABULARY, fill_what_is_zero, write_tokenizer
 
 from ggext.proof.reference import judge_class
 
@@ -30,6 +30,7 @@ _LEFT_ALONE = frozenset(
     "num_nextn_predict_layers "
     "num_mtp_modules".split()
 )
+_COMPRESSED_KINDS = ("sliding", "compressed_sparse", "heavily_compressed")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 #: Keys most of whose values llama.cpp cannot do, and which are turned less often.
 _SELDOM = frozenset(
@@ -354,6 +355,8 @@ def _what_belongs_together(
             "layer_types": kinds,
             "mlp_layer_types": ["sparse"] * layers,
         }
+    if model_type == "deepseek_v4":
+        fixed |= _compressed(layers, heads, random)
     if model_type == "falcon_h1":
         fixed |= {
             "mamba_d_ssm": random.choice((None, 64, 96)),
@@ -459,6 +462,36 @@ def _what_belongs_together(
     }
 
 
+def _compressed(layers: int, heads: int, random: Random) -> dict[str, Any]:
+    """DeepSeek 4's sizes; a model without layers of both compressed kinds is refused."""
+    kinds = [f"{kind}_attention" for kind in _COMPRESSED_KINDS]
+    layers = max(layers, 2)
+    chosen = kinds[1:] + random.choices(kinds, k=layers - 2)
+    random.shuffle(chosen)
+    by_token = random.choice((0, 1, layers))
+    return {
+        "num_hidden_layers": layers,
+        "num_key_value_heads": 1,
+        "layer_types": chosen,
+        "mlp_layer_types": ["hash_moe"] * by_token + ["moe"] * (layers - by_token),
+        "head_dim": random.choice((16, 32, 48, 64)),
+        "partial_rotary_factor": random.choice((0.25, 0.5, None)),
+        "q_lora_rank": random.choice((32, 48)),
+        "o_groups": random.choice((1, heads)),
+        "o_lora_rank": random.choice((16, 24)),
+        "index_head_dim": random.choice((64, 128)),
+        "index_n_heads": 16,
+        "index_topk": random.choice((20, 512)),
+        "sliding_window": random.choice((24, 48, 4096)),
+        "hc_mult": 4 if random.random() < 0.95 else 2,
+        "hc_sinkhorn_iters": random.choice((1, 3, 20)),
+        "hc_eps": random.choice((1e-6, 1e-3)),
+        "swiglu_limit": random.choice((0.5, 10.0)),
+        "scoring_func": "sqrtsoftplus" if random.random() < 0.95 else "sigmoid",
+        "n_shared_experts": 1,
+    }
+
+
 def _either(kind: str, share: float, layers: int, random: Random) -> list[str]:
     """A kind for each layer: ``kind`` by chance, or attention; both where there may be."""
     kinds = [
@@ -560,6 +593,7 @@ def make_random_model(folder: Path, config: Any, seed: int) -> None:
             torch.nn.init.normal_(
                 values, 1.0 if "norm" in name and "bias" not in name else 0.0, 0.2
             )
+    fill_what_is_zero(model)
     model.save_pretrained(folder)
     write_tokenizer(folder)
 

@@ -120,9 +120,26 @@ def make_model(
     for name, parameter in model.named_parameters():
         if name.endswith(("bias", ".D")) or "norm" in name:
             torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.2)
+    fill_what_is_zero(model)
     model.save_pretrained(folder, max_shard_size=shard)
     write_tokenizer(folder)
     return folder
+
+
+def fill_what_is_zero(model: Any) -> None:
+    """Random values for what DeepSeek 4's class makes 0 or 1: the mixture of residual streams,
+    sinks, and the experts of each token."""
+    import torch
+
+    if model.config.model_type != "deepseek_v4":
+        return
+    for name, parameter in model.named_parameters():
+        if "hc." in name or "hc_head." in name or name.endswith("sinks"):
+            torch.nn.init.normal_(parameter, float(name.endswith("scale")), 0.3)
+    for name, chosen in model.named_buffers():
+        if name.endswith("tid2eid"):
+            scores = torch.rand(len(chosen), model.config.n_routed_experts)
+            chosen.copy_(scores.argsort(dim=1)[:, : chosen.shape[1]])
 
 
 def make_llama(folder: Path, **options: Any) -> Path:

@@ -216,6 +216,32 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek2": ("deepseek_v3", LATENT),
     "deepseek32": ("deepseek_v32", LATENT | INDEXED),
+    "deepseek4": (
+        "deepseek_v4",
+        {
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 1,
+            "layer_types": [
+                "sliding_attention",
+                "compressed_sparse_attention",
+                "heavily_compressed_attention",
+            ],
+            "mlp_layer_types": ["hash_moe", "moe", "moe"],
+            "head_dim": HEAD,
+            "partial_rotary_factor": 0.5,
+            "q_lora_rank": 32,
+            "o_groups": 2,
+            "o_lora_rank": 16,
+            "index_head_dim": 64,
+            "index_n_heads": 16,
+            "index_topk": 24,
+            "sliding_window": 32,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "intermediate_size": None,
+        },
+    ),
     "dots1": ("dots1", GLM4_MOE | {"num_key_value_heads": N_HEADS}),
     "ernie4_5-moe": (
         "ernie4_5_moe",
@@ -488,6 +514,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "starcoder2": ("starcoder2", {"use_bias": True}),
 }
 _FOLDER = TemporaryDirectory()
+_DTYPE = {0: "<f4", 26: "<i4"}
 
 
 @cache
@@ -537,7 +564,9 @@ def base_of(
             if key != "ggext.recipe"
         }
         arrays = {
-            name: np.frombuffer(gguf.tensor_data(name), "<f4").reshape(info.shape[::-1])
+            name: np.frombuffer(gguf.tensor_data(name), _DTYPE[info.type]).reshape(
+                info.shape[::-1]
+            )
             for name, info in gguf.tensors.items()
         }
         return fields, arrays
@@ -551,6 +580,11 @@ def base_of(
     }
     general = {"general.architecture": arch, "general.name": arch}
     return general | keys(arch, size=size) | vocabulary(), values
+
+
+def type_of(array: np.ndarray[Any, Any]) -> int:
+    """ggml's number."""
+    return next(kind for kind, dtype in _DTYPE.items() if array.dtype == dtype)
 
 
 def write_random(
@@ -567,7 +601,7 @@ def write_random(
         TensorToWrite(
             name,
             array.shape[::-1],
-            0,
+            type_of(array),
             array.nbytes,
             lambda array=array: [array.tobytes()],
         )  # type: ignore[misc]

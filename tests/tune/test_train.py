@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,18 +186,82 @@ def test_losses_in_blocks_are_the_models_own(checkpoint: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     ids = torch.arange(2, 62).reshape(2, 30)
-    own = model(ids, labels=ids).loss.item() * 58
+    own = model(ids, labels=ids).loss.item() * ids.numel()  # a row counts by its length
     wanted = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
     block = losses_module.BlockLoss(model)
     for size in (320, 320 * 7, 1 << 24):
-        losses_module._BLOCK_LOGITS, before = size, losses_module._BLOCK_LOGITS
+        losses_module.BLOCK_LOGITS, before = size, losses_module.BLOCK_LOGITS
         try:
             found = model(input_ids=ids, shift_labels=wanted)["loss"].item()
         finally:
-            losses_module._BLOCK_LOGITS = before
+            losses_module.BLOCK_LOGITS = before
         assert found == pytest.approx(own, rel=1e-5)
     block.restore()
     assert "logits" in model(ids)
+
+
+def test_a_row_counts_by_its_length_whichever_part_is_learned() -> None:
+    """Of a chat a few tokens are learned; in the sum of all losses they would be outweighed."""
+    import torch
+
+    from ggext.tune.loss import summed, token_weights, weight_of
+    from ggext.tune.rows import IGNORED
+
+    labels = torch.full((3, 8), IGNORED)
+    labels[0, :7] = 1  # text
+    labels[1, 2:4] = 1  # a chat
+    mask = torch.ones(3, 8, dtype=torch.long)
+    mask[1, 6:] = 0
+    weights = token_weights(labels, mask)
+    learned = labels != IGNORED
+    assert [(weights * learned)[i].sum().item() for i in range(3)] == [8, 6, 0]
+    assert weight_of(labels, mask) == 14
+    logits = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
+    each = -logits.log_softmax(-1)[:, 1].reshape(3, 8)
+    expected = 8 * each[0, :7].mean() + 6 * each[1, 2:4].mean()
+    found = summed(logits, labels.flatten(), weights.flatten())
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_loss_of_a_step_is_a_mean_over_all_its_rows(
+    options: Make, tmp_path: Path
+) -> None:
+    """However the rows are divided among micro-batches."""
+    made = options(steps=1, batch_tokens=1 << 14, learning_rate=1e-9)
+    (step,) = losses(made)
+    tuning = Tuning(replace(made, out=tmp_path / "other"))
+    assert tuning.plan.accumulation == 2
+    assert step == pytest.approx(_mean_loss(tuning), rel=1e-3)
+
+
+def _mean_loss(tuning: Tuning) -> float:
+    """By transformers' own losses, of the untuned model."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from ggext.tune.model import load
+    from ggext.tune.rows import IGNORED, Rows
+
+    stage = tuning.plan.stages[0]
+    rows = replace(tuning.plan.rows, target=stage.wanted.context, seed=1)
+    model = load(tuning.plan.folder, stage.wanted)
+    total = weight = 0.0
+    made = Rows(tuning._tokens, rows, 2)
+    for batch in (made[0], made[1]):
+        given = {
+            key: torch.from_numpy(batch[key])
+            for key in ("input_ids", "position_ids", "attention_mask")
+        }
+        with torch.no_grad():
+            logits = model(**given).logits
+        for row, labels, mask in zip(
+            logits, batch["shift_labels"], batch["attention_mask"], strict=True
+        ):
+            size = int(mask.sum())
+            loss = cross_entropy(row, torch.from_numpy(labels), ignore_index=IGNORED)
+            total += size * loss.item()
+            weight += size
+    return total / weight
 
 
 @pytest.mark.parametrize("family", ["gemma2", "granite", "cohere"])

@@ -283,13 +283,13 @@ def _expression_in_python(folder: Path) -> str | None:
     texts = [
         read_text(path) or "" for path in sorted(folder.glob("tokenization_*.py"))[:10]
     ]
-    found = {
+    names = {
         whole
         for whole, strings in _IN_PYTHON.items()
         for text in texts
         if _holds(text, strings)
     }
-    return found.pop() if len(found) == 1 else None
+    return names.pop() if len(names) == 1 else None
 
 
 def _holds(text: str, strings: tuple[str, ...]) -> bool:

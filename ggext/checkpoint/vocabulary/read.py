@@ -129,7 +129,8 @@ def read_vocabulary(
     root, where = _read_root(folder, files)
     source = _read_source(folder, root, where, files, by_rank=by_rank)
     add_listed_tokens(files, source.table)
-    ids = special_ids(files, source)
+    ids, of_ids = special_ids(files, source)
+    source.notes += of_ids
     add_bos, add_eos = added_around(files, root, source, ids)
     if source.model == "gemma4":
         _show_marks(source)
@@ -144,15 +145,15 @@ def read_vocabulary(
     rows = source.table.padded(vocab_size)
     if source.model == "llama":
         source.notes += _merged_control_notes(rows)
+    merges = None if source.merges is None else tuple(source.merges)
+    scores = tuple(token.score for token in rows) if source.model == "llama" else None
     return Vocabulary(
         model=source.model,
         pre=source.pre,
         tokens=tuple(token.text for token in rows),
-        scores=tuple(token.score for token in rows)
-        if source.model == "llama"
-        else None,
+        scores=scores,
         token_types=tuple(token.type for token in rows),
-        merges=None if source.merges is None else tuple(source.merges),
+        merges=merges,
         special_ids=ids,
         add_bos=add_bos,
         add_eos=add_eos,
@@ -202,12 +203,12 @@ def _read_source(
     data = None if by_rank and root is not None else read_file(path)
     if data is not None and (root is None or is_sentencepiece(data)):
         source = _sentencepiece(data, str(path))
-        said = disagreement(root, source.table) if root is not None else ""
-        if root is not None and said:
+        difference = disagreement(root, source.table) if root is not None else ""
+        if root is not None and difference:
             source = read_tokenizer_json(root, where)
             source.notes.append(
-                f"tokenizer.json and tokenizer.model differ ({said}): tokenizer.json is taken, as "
-                "transformers does"
+                f"tokenizer.json and tokenizer.model differ ({difference}): tokenizer.json is "
+                "taken, as transformers does"
             )
         elif root is not None:
             add_tokens(root, source.table, where)
@@ -221,7 +222,8 @@ def _read_source(
             "merges.txt; save the "
             "tokenizer with save_pretrained() of transformers' fast tokenizer"
         )
-    _set_prefix(source, files.tokenizer_config, str(folder / "tokenizer_config.json"))
+    where = str(folder / "tokenizer_config.json")
+    source.notes += _set_prefix(source, files.tokenizer_config, where)
     return source
 
 
@@ -236,22 +238,21 @@ def _read_root(folder: Path, files: SmallFiles) -> tuple[JsonObject | None, str]
     return read_other_form(folder, files.tokenizer_config), str(folder)
 
 
-def _set_prefix(source: TokenSource, config: JsonObject, where: str) -> None:
-    """What tokenizer_config.json says of the space before a text, and what GGUF cannot say."""
+def _set_prefix(source: TokenSource, config: JsonObject, where: str) -> list[str]:
+    """What tokenizer_config.json says of the space before a text; notes on what GGUF cannot say."""
     stated = get(config, "add_prefix_space", bool, where)
     if source.model != "llama":
-        if stated:
-            source.notes.append(
-                "add_prefix_space is set, which llama.cpp's BPE cannot do: left out"
-            )
-        return
+        note = "add_prefix_space is set, which llama.cpp's BPE cannot do: left out"
+        return [note] if stated else []
     if stated is not None:
         source.add_space_prefix = stated
-    if source.add_space_prefix and get(config, "legacy", bool, where, True) is False:
-        source.notes.append(
-            "legacy is false: llama.cpp puts a space after a special token within a text, the "
-            "original does not"
-        )
+    if not source.add_space_prefix or get(config, "legacy", bool, where, True):
+        return []
+    note = (
+        "legacy is false: llama.cpp puts a space after a special token within a text, the "
+        "original does not"
+    )
+    return [note]
 
 
 def _sentencepiece(data: bytes, where: str) -> TokenSource:

@@ -41,10 +41,9 @@ def sentencepiece_form(
         )
     source = TokenSource("llama", table)
     _mark_bytes_and_unknown(model, source)
-    source.notes += byte_notes(table)
-    _set_spaces(root, source)
+    of_spaces = _set_spaces(root, source)
     _set_scores(source, merges)
-    source.notes += strip_notes(root)
+    source.notes += (*byte_notes(table), *of_spaces, *strip_notes(root))
     return source
 
 
@@ -59,8 +58,7 @@ def merged_form(
         )
     source = TokenSource("gemma4", table, "gemma4")
     _mark_bytes_and_unknown(model, source)
-    source.notes += byte_notes(table)
-    _set_spaces(root, source)
+    of_spaces = _set_spaces(root, source)
     if source.add_space_prefix:
         raise CheckpointError(
             f"{where} puts a space before a text, which llama.cpp's tokenizer gemma4 does not"
@@ -74,7 +72,7 @@ def merged_form(
             "tokenizer gemma4 cuts: its token ids would differ"
         )
     source.merges = [f"{left} {right}" for left, right in merges]
-    source.notes += strip_notes(root)
+    source.notes += (*byte_notes(table), *of_spaces, *strip_notes(root))
     return source
 
 
@@ -94,12 +92,14 @@ def _mark_bytes_and_unknown(model: JsonObject, source: TokenSource) -> None:
         source.roles["unknown"] = number
 
 
-def _set_spaces(root: JsonObject, source: TokenSource) -> None:
-    """Find out whether a space is put before the text, and check that spaces become U+2581."""
+def _set_spaces(root: JsonObject, source: TokenSource) -> list[str]:
+    """Find out whether a space is put before the text, and check that spaces become U+2581. Returns
+    notes on where llama.cpp puts one and the original does not."""
     where = source.table.where
     steps = _flat(get(root, "normalizer", dict, where), "normalizers", where)
     steps += _flat(get(root, "pre_tokenizer", dict, where), "pretokenizers", where)
     prefix = replaces = False
+    notes: list[str] = []
     for step in steps:
         kind = step.get("type")
         if kind == "Prepend" and step.get("prepend") == SPACE and not replaces:
@@ -112,7 +112,7 @@ def _set_spaces(root: JsonObject, source: TokenSource) -> None:
             kind == "Metaspace" and step.get("replacement") == SPACE and len(steps) == 1
         ):
             replaces = True
-            prefix = _metaspace(step, source)
+            prefix, notes = _metaspace(step, source.table)
         else:
             replaces = False
             break
@@ -122,6 +122,7 @@ def _set_spaces(root: JsonObject, source: TokenSource) -> None:
             "are not those of a Llama tokenizer (Prepend and Replace with U+2581, or Metaspace)"
         )
     source.add_space_prefix = prefix
+    return notes
 
 
 def _flat(node: JsonObject | None, children: str, where: str) -> list[JsonObject]:
@@ -137,29 +138,28 @@ def _flat(node: JsonObject | None, children: str, where: str) -> list[JsonObject
     return items
 
 
-def _metaspace(step: JsonObject, source: TokenSource) -> bool:
-    where = source.table.where
+def _metaspace(step: JsonObject, table: TokenTable) -> tuple[bool, list[str]]:
+    where = table.where
     scheme = get(step, "prepend_scheme", str, where)
     if scheme is None:
         scheme = (
             "always" if get(step, "add_prefix_space", bool, where, True) else "never"
         )
     if get(step, "split", bool, where, True):
-        inner = [
-            t.text for _, t in source.table if t.type == NORMAL and SPACE in t.text[1:]
-        ]
+        inner = [t.text for _, t in table if t.type == NORMAL and SPACE in t.text[1:]]
         if inner:
             raise CheckpointError(
                 f"{where}: Metaspace splits words but {len(inner)} tokens (first "
                 f"{quote(inner[0])}) cross a space, which llama.cpp would merge: its token ids "
                 "would differ"
             )
-    if scheme != "never":
-        source.notes.append(
-            f"Metaspace with prepend_scheme {quote(scheme)}: llama.cpp puts a space before a text "
-            "that begins with one, and after a special token, also where the original does not"
-        )
-    return scheme != "never"
+    if scheme == "never":
+        return False, []
+    note = (
+        f"Metaspace with prepend_scheme {quote(scheme)}: llama.cpp puts a space before a text "
+        "that begins with one, and after a special token, also where the original does not"
+    )
+    return True, [note]
 
 
 def _set_scores(source: TokenSource, merges: Sequence[Pair]) -> None:

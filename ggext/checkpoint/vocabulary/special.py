@@ -105,15 +105,20 @@ def add_listed_tokens(files: SmallFiles, table: TokenTable) -> None:
         table.put_added(int(key[:12]), item)
 
 
-def special_ids(files: SmallFiles, source: TokenSource) -> dict[str, int]:
-    """Ids by role. A token that is named by its text goes before an id, and an id before nothing.
+def special_ids(
+    files: SmallFiles, source: TokenSource
+) -> tuple[dict[str, int], list[str]]:
+    """Ids by role, and notes on what they leave out. A token that is named by its text goes before
+    an id, and an id before nothing.
 
     Raises CheckpointError where there is no end-of-sequence token: llama.cpp would silently
     take the token 11 (BPE) or 2 (SentencePiece) for it.
     """
     ids: dict[str, int] = {}
+    notes: list[str] = []
     for hf_name, role in ROLES.items():
-        number = _named(files, source, hf_name)
+        number, of_name = _named(files, source.table, hf_name)
+        notes += of_name
         if number is None:
             number = source.roles.get(role)
         if number is None:
@@ -127,11 +132,15 @@ def special_ids(files: SmallFiles, source: TokenSource) -> dict[str, int]:
         raise CheckpointError(
             f"{files.folder} names no end-of-sequence token; set eos_token in tokenizer_config.json"
         )
-    _set_stops(files, source, ids)
-    return ids
+    stops, of_stops = _stops(files, source.table, ids["eos"])
+    return ids | stops, notes + of_stops
 
 
-def _named(files: SmallFiles, source: TokenSource, hf_name: str) -> int | None:
+def _named(
+    files: SmallFiles, table: TokenTable, hf_name: str
+) -> tuple[int | None, list[str]]:
+    """The id of the token that is named by its text, and notes on texts that are no token."""
+    notes: list[str] = []
     for name, content in (
         ("tokenizer_config.json", files.tokenizer_config),
         ("special_tokens_map.json", files.special_tokens_map),
@@ -141,17 +150,17 @@ def _named(files: SmallFiles, source: TokenSource, hf_name: str) -> int | None:
         if text is None:
             continue
         where = f"{files.folder / name}: {hf_name}_token"
-        number = source.table.find(check_text(text, where))
+        number = table.find(check_text(text, where))
         if number is not None:
-            return number
+            return number, notes
         if hf_name in ("bos", "eos"):
             raise CheckpointError(
                 f"{where} is {quote(text)}, which is not in the vocabulary; correct the file"
             )
-        source.notes.append(
+        notes.append(
             f"{hf_name}_token {quote(text)} is not in the vocabulary: left out"
         )
-    return None
+    return None, notes
 
 
 def _id_list(content: JsonObject, key: str, where: str) -> list[int]:
@@ -187,20 +196,21 @@ def _document_ends(files: SmallFiles, table: TokenTable) -> list[int]:
     return [n for n in numbers if n in table.tokens and table.tokens[n].type == CONTROL]
 
 
-def _set_stops(files: SmallFiles, source: TokenSource, ids: dict[str, int]) -> None:
-    """The other ends: eos_token_id may be a list, and GGUF has three places: eos, eot and eom."""
-    texts = {
-        token.text: number for number, token in source.table if token.type != NORMAL
-    }
+def _stops(
+    files: SmallFiles, table: TokenTable, eos: int
+) -> tuple[dict[str, int], list[str]]:
+    """The other ends, and notes on those that have no place: eos_token_id may be a list, and GGUF
+    has three places: eos, eot and eom."""
+    ids = {"eos": eos}
+    notes: list[str] = []
+    texts = {token.text: number for number, token in table if token.type != NORMAL}
     for role, names in (("eot", END_OF_TURN), ("eom", END_OF_MESSAGE)):
         number = next((texts[name] for name in names if name in texts), None)
         if number is not None:
             ids[role] = number
-    for number in dict.fromkeys(
-        _all_ids(files, "eos") + _document_ends(files, source.table)
-    ):
-        token = source.table.tokens.get(number)
-        if token is None or number in (ids["eos"], ids.get("eot"), ids.get("eom")):
+    for number in dict.fromkeys(_all_ids(files, "eos") + _document_ends(files, table)):
+        token = table.tokens.get(number)
+        if token is None or number in ids.values():
             continue
         if token.text in ALWAYS_STOP:
             continue
@@ -208,11 +218,11 @@ def _set_stops(files: SmallFiles, source: TokenSource, ids: dict[str, int]) -> N
         if free:
             ids[free] = number
         else:
-            source.notes.append(
+            notes.append(
                 f"the configuration ends texts at {quote(token.text)} ({number}) too, for which "
-                "GGUF has no "
-                "place left: llama.cpp will not stop at it"
+                "GGUF has no place left: llama.cpp will not stop at it"
             )
+    return ids, notes
 
 
 # what is put around a text -----------------------------------------------------------------------
@@ -265,10 +275,10 @@ def _template(
             )
         before, after = _around(step, where)
     for names, role in ((before, "bos"), (after, "eos")):
-        found = [source.table.find(name) for name in names]
-        if len(found) == 1 and found[0] is not None:
-            ids.setdefault(role, found[0])
-        if names and found != [ids.get(role)]:
+        added_ids = [source.table.find(name) for name in names]
+        if len(added_ids) == 1 and added_ids[0] is not None:
+            ids.setdefault(role, added_ids[0])
+        if names and added_ids != [ids.get(role)]:
             raise CheckpointError(
                 f"{where}: the post_processor adds {quote(' '.join(names))} where llama.cpp can "
                 f"only add the {role}_token; set add_{role}_token in tokenizer_config.json"
@@ -298,23 +308,23 @@ def chat_templates(files: SmallFiles) -> dict[str, str]:
     tokenizer_config.json, and that before a processor's chat_template.json."""
     folder = files.folder
     main = read_text(folder / "chat_template.jinja")
-    found = {} if main is None else {"default": main}
+    templates = {} if main is None else {"default": main}
     for name in ("additional_chat_templates", "chat_templates"):
         for path in sorted((folder / name).glob("*.jinja"))[:100]:
-            found.setdefault(_template_name(path.stem), read_text(path) or "")
-    if not found:
-        found = _config_templates(files)
-    old = None if "default" in found else read_json(folder / "chat_template.json")
+            templates.setdefault(_template_name(path.stem), read_text(path) or "")
+    if not templates:
+        templates = _config_templates(files)
+    old = None if "default" in templates else read_json(folder / "chat_template.json")
     main = (
         get(old, "chat_template", str, str(folder / "chat_template.json"))
         if old
         else None
     )
     if main is not None:
-        found["default"] = main
+        templates["default"] = main
     return {
         name: check_text(text, f"{folder}: the chat template")
-        for name, text in found.items()
+        for name, text in templates.items()
     }
 
 

@@ -187,9 +187,10 @@ def _read_messages(data: bytes, where: str) -> SentencePieceModel:
         if not math.isfinite(score):
             raise WireError("a piece's score is not a finite number")
         # A user-defined piece is matched in the raw text, before spaces become U+2581.
+        piece = text.replace("\u2581", " ") if kind == USER_DEFINED else text
         model.table.put(
             i,
-            text.replace("\u2581", " ") if kind == USER_DEFINED else text,
+            piece,
             kind,
             score,
         )

@@ -50,12 +50,12 @@ def merge(word: str, ranks: Mapping[Pair, int]) -> list[str]:
     """Byte-pair encoding of one word: the pair of lowest rank first, the leftmost of equals."""
     symbols = list(word)
     never = len(ranks)
-    found = [ranks.get(pair, never) for pair in pairwise(symbols)]
-    while found and (lowest := min(found)) < never:
-        at = found.index(lowest)
+    ranked = [ranks.get(pair, never) for pair in pairwise(symbols)]
+    while ranked and (lowest := min(ranked)) < never:
+        at = ranked.index(lowest)
         symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
-        del found[at]
+        del ranked[at]
         for i in (at - 1, at):
-            if 0 <= i < len(found):
-                found[i] = ranks.get((symbols[i], symbols[i + 1]), never)
+            if 0 <= i < len(ranked):
+                ranked[i] = ranks.get((symbols[i], symbols[i + 1]), never)
     return symbols

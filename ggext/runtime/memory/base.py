@@ -13,6 +13,9 @@ from ggext.footprint.cache import is_quantized
 from ggext.runtime.memory.gone import Gone
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ggext.runtime.cache import Cache
     from ggext.runtime.memory.options import MemoryOptions
 
@@ -72,13 +75,45 @@ class Memory(ABC):
     def reread_last(self) -> bool:
         """Evaluates the last token again, by itself: in a batch it is rounded otherwise. False:
         cancelled."""
-        cache = self.cache
+        last = self.cache.tokens[-1]
+        return self._take_last_out() and self.cache.append_one(last)
+
+    def _take_last_out(self) -> bool:
+        """Leaves all tokens but the last; False: cancelled, and fewer may be left."""
         tokens = [*self.cache.tokens]
         kept = self.cut_cache(len(tokens) - 1)
         between = self.batches(tokens[kept:-1], kept)
-        return all(cache.append(batch) for batch in between) and cache.append_one(
-            tokens[-1]
-        )
+        return all(self.cache.append(batch) for batch in between)
+
+    def copied(self) -> NDArray[np.uint8] | None:
+        """A copy of the cells for `put_back`; the last token is evaluated again before, by itself.
+        None: cancelled. Raises ModelError.
+
+        Of layers that keep a state it is the one before the last token: none can be taken out of
+        it, and what is put back is to be compared by that token's logits."""
+        cache = self.cache
+        if not cache.model.is_recurrent:
+            return cache.snapshot() if self.reread_last() else None
+        last = cache.tokens[-1]
+        if not self._take_last_out():
+            return None
+        cache.checkpoint(likely=True)
+        cells = cache.snapshot()
+        return cells if cache.append_one(last) else None
+
+    def put_back(
+        self, tokens: list[int], cells: NDArray[np.uint8], places: Sequence[int]
+    ) -> None:
+        """Makes the cache what it was when `copied` returned `cells` for `tokens` at `places`; the
+        logits of the last may be missing. Raises ModelError."""
+        cache = self.cache
+        if not cache.model.is_recurrent:
+            cache.restore(tokens, cells, places)
+            return
+        cache.restore(tokens[:-1], cells, places[:-1])
+        cache.checkpoint(likely=True)
+        if not cache.append_one(tokens[-1]):
+            raise ModelError("putting a text back into its context was cancelled")
 
     def cut(self, count: int) -> int:
         """Cuts the cache to its first `count` tokens, or fewer, and forgets what then is of no
@@ -100,6 +135,11 @@ class Memory(ABC):
     def close(self) -> None:
         """Frees what is kept outside the cache."""
         self.gone = Gone()
+
+    @property
+    def forgotten(self) -> int:
+        """Tokens that had left and cannot be brought back any more, also of texts before."""
+        return 0
 
     def account(self) -> dict[str, Any]:
         """For JSON: what `resume` needs to know in addition to the tokens, the cells and the
@@ -186,12 +226,8 @@ def require_movable(cache: Cache, policy: str) -> None:
     where = f"{cache.model.path}: when_full={policy!r} moves cached keys"
     if cache.model.is_recurrent:
         raise ModelError(
-            f"{where}, and the recurrent layers of {cache.model.architecture} keep one state of "
-            f"the whole text, of which no part can be taken out; {remedy}"
-        )
-    if cache.checkpoints.window:
-        raise ModelError(
-            f"{where}, and layers with a sliding window keep theirs apart; {remedy}"
+            f"{where}, and layers of {cache.model.architecture} keep one state of the whole text, "
+            f"of which no part can be taken out; {remedy}"
         )
     try:
         error = cache.rotation_error()

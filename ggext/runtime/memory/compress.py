@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ggext.errors import ModelError, UsageError
 from ggext.runtime.memory.base import Layout, Memory, require_movable
 from ggext.runtime.memory.gone import Gone
-from ggext.runtime.memory.retrieval import Retrieval
+from ggext.runtime.memory.retrieval import ANSWER, Retrieval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +99,17 @@ class Compress(Memory):
     def read(self, tokens: Sequence[int], left: int) -> bool:
         if self.retrieval is None:
             return super().read(tokens, left)
+        self.retrieval.leave()
+        if not left and self.gone.count and not self.retrieval.begun:
+            # Passages leave when others must: better before the answer than in it.
+            self._make_room_for(len(tokens) + min(ANSWER, self.evict))
         return self.retrieval.read(tokens, left)
+
+    def _make_room_for(self, count: int) -> None:
+        """For so many tokens, or as many as there can be next to the first and the most recent."""
+        count = min(count, self.size - self.sinks - self._recent)
+        if len(self.cache.tokens) + self.selected + count > self.size:
+            self.reduce(self.size - count)
 
     def cut_cache(self, count: int) -> int:
         kept = super().cut_cache(count)
@@ -119,6 +129,10 @@ class Compress(Memory):
         super().close()
         if self.retrieval is not None:
             self.retrieval.close()
+
+    @property
+    def forgotten(self) -> int:
+        return self.retrieval.outside.ever_forgotten if self.retrieval else 0
 
     def account(self) -> dict[str, Any]:
         selected = {"selected": self.selected} if self.gone.count else {}
@@ -172,10 +186,11 @@ class Compress(Memory):
         return _smoothed(-alike.mean(axis=(0, 2)), _NEIGHBOURS)
 
     def _upright(self) -> Iterator[list[NDArray[np.float32]]]:
-        """Each layer's keys before rotation, (n_cells, n_heads, head_dim), some cells at a time."""
+        """Keys before rotation, (n_cells, n_heads, head_dim), of each layer that sees everything,
+        some cells at a time."""
         rotation = self.cache.rotation()
         for block in self._blocks():
-            yield rotation.upright(block)
+            yield rotation.upright(block, rotation.layers.whole)
 
     def _blocks(self) -> Iterator[KvBlock]:
         end = self.cache.next_position

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from array import array
 from collections.abc import Sequence
+from typing import Any
+
+_DIGEST = re.compile("(?:[0-9a-f]{128})?")
 
 
 class Gone:
@@ -53,11 +57,41 @@ class Gone:
             self.digest = hashlib.blake2b(self.digest + block.tobytes()).digest()
         del self.rest[:whole]
 
-    def found_in(self, wanted: Sequence[int]) -> bool:
-        """Whether `wanted` has them where they were, and goes on after them."""
+    def as_json(self) -> dict[str, Any]:
+        """For `of_json`."""
+        return {
+            "start": self.start,
+            "count": self.count,
+            "digest": self.digest.hex(),
+            "rest": self.rest.tolist(),
+        }
+
+    @classmethod
+    def of_json(cls, saved: Any) -> Gone:
+        """What `as_json` made. Raises ValueError for anything else."""
+        there = saved if isinstance(saved, dict) else {}
+        start, count = there.get("start"), there.get("count")
+        digest, rest = there.get("digest"), there.get("rest")
+        if (
+            isinstance(start, int)
+            and isinstance(count, int)
+            and start >= 0
+            and count > 0
+            and isinstance(digest, str)
+            and _DIGEST.fullmatch(digest) is not None
+            and bool(digest) is (count >= cls.BLOCK)
+            and isinstance(rest, list)
+            and len(rest) == count % cls.BLOCK
+            and all(isinstance(token, int) and 0 <= token < 2**31 for token in rest)
+        ):
+            return cls(start, count, bytes.fromhex(digest), rest)
+        raise ValueError("it does not describe what left a context")
+
+    def found_in(self, prompt: Sequence[int]) -> bool:
+        """Whether `prompt` has them where they were, and goes on after them."""
         end = self.start + self.count
-        if not self.count or len(wanted) <= end:
+        if not self.count or len(prompt) <= end:
             return False
         there = Gone()
-        there.add(self.start, wanted[self.start : end])
+        there.add(self.start, prompt[self.start : end])
         return there == self

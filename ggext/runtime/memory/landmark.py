@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.runtime.memory.base import Layout, Window, require_movable
 from ggext.runtime.memory.gone import Gone
-from ggext.runtime.memory.retrieval import Retrieval
+from ggext.runtime.memory.retrieval import ANSWER, Retrieval
 
 if TYPE_CHECKING:
     from ggext.runtime.cache import Cache
     from ggext.runtime.memory.options import MemoryOptions
-
-#: Tokens of an answer that there is room for when it begins.
-_ANSWER = 256
 
 
 class Landmark(Window):
@@ -33,10 +30,11 @@ class Landmark(Window):
         return True
 
     def read(self, tokens: Sequence[int], left: int) -> bool:
-        if not left and self.gone.count:
+        self.retrieval.leave()
+        if not left and self.gone.count and not self.retrieval.begun:
             # Passages leave when the window slides: better before the answer than in it.
             most = self.size - self.sinks - self.evict - len(tokens)
-            self.make_room(len(tokens) + max(min(most, _ANSWER), 0))
+            self.make_room(len(tokens) + max(min(most, ANSWER), 0))
         return self.retrieval.read(tokens, left)
 
     def cut_cache(self, count: int) -> int:
@@ -51,6 +49,10 @@ class Landmark(Window):
     def close(self) -> None:
         super().close()
         self.retrieval.close()
+
+    @property
+    def forgotten(self) -> int:
+        return self.retrieval.outside.ever_forgotten
 
     def account(self) -> dict[str, Any]:
         return self.retrieval.account()

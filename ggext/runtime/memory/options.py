@@ -40,6 +40,9 @@ class MemoryOptions:
     group: int = 8
     # A folder for the keys of what is kept, instead of memory.
     spill: Path | None = None
+    # Bytes that what is kept may take, in memory or in that folder: the oldest is forgotten for
+    # what leaves later. None: a quarter of what is free when the context is opened.
+    evicted_memory: int | None = None
     # The context has this share of the cells that its tokens would take (compress): 0.25 holds a
     # text in a quarter of the memory.
     keep: float = 1.0
@@ -109,6 +112,10 @@ class MemoryOptions:
         if self.evicted is not None and self.evicted not in EVICTED:
             raise UsageError(
                 f"evicted is {self.evicted!r}, but must be one of {', '.join(EVICTED)}"
+            )
+        if self.evicted_memory is not None and self.evicted_memory < 1:
+            raise UsageError(
+                f"evicted_memory is {self.evicted_memory}, but must be a number of bytes, 1 or more"
             )
         if self.evicted == "dropped" and self.when_full == "landmark":
             raise UsageError(

@@ -1,9 +1,9 @@
 """The text that left a cache, and the look-up in it: the one place where it is computed which of it
 a question asks for.
 
-Of each token its number is kept and its keys before rotation, of every second of the latter half of
-the layers and as q8_0: a fifteenth of what its cells took. The queries of a question are held
-against all of them. Measured on SmolLM2-135M with needles in a real book
+Of each token its number is kept and its keys before rotation, of some layers
+(`CachedLayers.looked_through`) and as q8_0: a fifteenth of what its cells took. The queries of a
+question are held against all of them. Measured on SmolLM2-135M with needles in a real book
 (benchmarks/results/memory.md): the 64 tokens that any query of any head attends to most hold the
 needle each time; with 8 keys that stand for a block of 128, as InfLLM has, 256 hold it in 41 of
 100.
@@ -11,56 +11,59 @@ needle each time; with 8 keys that stand for a block of 128, as InfLLM has, 256 
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggext.errors import ModelError, OutputError
+from ggext.errors import ModelError
+from ggext.footprint.machine import free_memory
 from ggext.runtime.cell_types import F16, Q8_0, floats, holds_q8_0, row_bytes, rows_of
+from ggext.runtime.memory.gone import Gone
+from ggext.runtime.memory.rows import BlockFile, Rows, spill_errors
+from ggext.runtime.products import piece
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     Layers = Sequence[NDArray[np.float32]]
-    #: ggml's type, and rows of bytes (n_tokens, row bytes).
-    Keys = tuple[int, NDArray[np.uint8]]
 
 #: Tokens ``start`` to ``end``, numbered as they left.
 Run = tuple[int, int]
 
 #: A token that is attended to comes back with so many on each side: a fact is a run of tokens.
 _AROUND = 16
-#: Tokens whose keys are widened to float32 at a time.
-_AT_ONCE = 4096
-
-
-@contextmanager
-def _spill_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{path}: {error.strerror or error}; what leaves the context is kept there: free some "
-            "space, or name another folder"
-        ) from None
+#: Tokens of a block, whose keys are widened to float32 together.
+_BLOCK = 4096
+#: Where few tokens fit there are so many blocks, for a block is forgotten at a time.
+_BLOCKS = 8
+#: Bytes of a token's number.
+_TOKEN = 4
+#: What is kept takes one of so many bytes that are free.
+_SHARE = 4
 
 
 class Outside:
-    """Tokens outside the cache, in the order of the text. ``spill``: a folder for their keys, in
-    files that go when this is closed."""
+    """Tokens outside the cache, in the order of the text. ``most``: bytes of them at most, for
+    which the oldest are forgotten; None: a quarter of what is free. ``spill``: a folder for their
+    keys, in a file that no one else can open and that goes when this is closed.
 
-    def __init__(self, spill: Path | None = None) -> None:
-        self._folder = None
-        if spill is not None:
-            with _spill_errors(spill):
-                self._folder = tempfile.TemporaryDirectory(prefix="ggext-", dir=spill)
+    ``forgotten``: tokens of the text that cannot be brought back, and ``ever_forgotten`` how many,
+    also of texts before.
+    """
+
+    def __init__(self, spill: Path | None = None, most: int | None = None) -> None:
+        self._file = None if spill is None else BlockFile(spill)
+        self._most = _share_of_free(spill) if most is None else most
         self._tokens = array("i")
-        #: Of tokens that left together, the keys of each layer that is looked through.
-        self._parts: list[list[Keys]] = []
+        self._rows: Rows | None = None
+        #: Of each layer that is looked through, ggml's type of its keys and their bytes in a row.
+        self._kinds: list[tuple[int, slice]] = []
+        self.forgotten = Gone()
+        self.ever_forgotten = 0
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -68,117 +71,153 @@ class Outside:
     @property
     def nbytes(self) -> int:
         """Bytes of tokens and keys."""
-        keys = sum(rows.nbytes for part in self._parts for _, rows in part)
-        return keys + 4 * len(self._tokens)
+        return (self._rows.nbytes if self._rows else 0) + _TOKEN * len(self._tokens)
 
     def add(self, tokens: Sequence[int], layers: Layers) -> None:
-        """Tokens, and each layer's keys of them before rotation, (n_tokens, n_heads, head_dim).
-        Raises ModelError for keys that are no numbers."""
-        kept = [(_kind(layers[i]), layers[i]) for i in _looked_through(layers)]
-        self._append(tokens, [(kind, rows_of(kind, keys)) for kind, keys in kept])
+        """Tokens, and their keys before rotation, (n_tokens, n_heads, head_dim), of each layer that
+        is looked through. Raises ModelError for keys that are no numbers, OutputError."""
+        import numpy as np
 
-    def _append(self, tokens: Iterable[int], part: list[Keys]) -> None:
-        if self._folder is not None:
-            path = Path(self._folder.name, str(len(self._parts)))
-            with _spill_errors(path):
-                path.unlink(missing_ok=True)  # of a text before
-                part = _mapped(part, path)
-        self._parts.append(part)
+        keys = [rows_of(_kind(each), each) for each in layers]
+        self._append(tokens, np.concatenate(keys, axis=1), self._made_for(layers))
+
+    def _made_for(self, layers: Layers) -> Rows:
+        """Where rows of such keys go."""
+        if self._rows is None:
+            widths = [row_bytes(_kind(keys), keys[0].size) for keys in layers]
+            ends = [*accumulate(widths, initial=0)]
+            self._kinds = [
+                (_kind(keys), slice(start, end))
+                for keys, (start, end) in zip(layers, pairwise(ends), strict=True)
+            ]
+            size = _BLOCK
+            blocks = None
+            if self._most is not None:
+                tokens = max(self._most // (_TOKEN + ends[-1]), 1)
+                size = min(max(tokens // _BLOCKS, 1), _BLOCK)
+                blocks = tokens // size
+            self._rows = Rows(ends[-1], size, blocks, self._file)
+        return self._rows
+
+    def _append(self, tokens: Iterable[int], keys: NDArray[np.uint8], to: Rows) -> None:
         self._tokens.extend(tokens)
+        count = to.append(keys)
+        self.forgotten.add(0, self._tokens[:count])
+        self.ever_forgotten += count
+        del self._tokens[:count]
 
     def tokens(self, runs: Iterable[Run]) -> list[int]:
         """The tokens of the runs."""
         return [token for start, end in runs for token in self._tokens[start:end]]
 
-    def find(self, queries: Layers, count: int) -> tuple[Run, ...]:
-        """Runs of at most `count` tokens in all, around those that the queries attend to most.
-        ``queries``: of each layer, before rotation, (n_tokens, n_heads, head_dim)."""
-        return _united(_runs(self._attention(queries), count))
+    def find(
+        self, queries: Layers, count: int, stop: Callable[[], bool] = lambda: False
+    ) -> tuple[Run, ...] | None:
+        """Runs of at most `count` tokens in all, around those that the queries attend to most; None
+        where `stop`, asked again and again, said so. ``queries``: of each layer that is looked
+        through, before rotation, (n_tokens, n_heads, head_dim)."""
+        attention = self._attention(queries, stop)
+        return None if stop() else _united(_runs(attention, count))
 
-    def _attention(self, queries: Layers) -> NDArray[np.float32]:
+    def _attention(
+        self, queries: Layers, stop: Callable[[], bool] = lambda: False
+    ) -> NDArray[np.float32]:
         """The logarithm of the largest share of attention that a query of a head pays to each
         token, (n_tokens,), where it sees all of them and nothing else."""
         import numpy as np
 
+        totals = [np.float32(-np.inf)] * len(self._kinds)
+        for rows in takewhile(lambda _: not stop(), self._rows or ()):
+            for kept, scores in enumerate(self._scores(rows, queries)):
+                peak = scores.max(axis=(1, 3), keepdims=True)
+                sums = np.exp(scores - peak).sum(axis=(1, 3), keepdims=True)
+                totals[kept] = np.logaddexp(totals[kept], np.log(sums) + peak)
         most = np.full(len(self), -np.inf, np.float32)
-        for kept, layer in enumerate(_looked_through(queries)):
-            total = np.float32(-np.inf)
-            for scores in self._scores(kept, queries[layer]):
-                peak = scores.max(axis=2, keepdims=True)
-                sums = np.log(np.exp(scores - peak).sum(axis=2, keepdims=True)) + peak
-                total = np.logaddexp(total, sums)
-            at = 0
-            for scores in self._scores(kept, queries[layer]):
-                part = most[at : at + scores.shape[2]]
-                np.maximum(part, (scores - total).max(axis=(0, 1)), out=part)
-                at += scores.shape[2]
+        at = 0
+        for rows in takewhile(lambda _: not stop(), self._rows or ()):
+            part = most[at : at + len(rows)]
+            for kept, scores in enumerate(self._scores(rows, queries)):
+                shares = (scores - totals[kept]).max(axis=(0, 2)).ravel()
+                np.maximum(part, shares[: len(rows)], out=part)
+            at += len(rows)
         return most
 
     def _scores(
-        self, kept: int, queries: NDArray[np.float32]
+        self, rows: NDArray[np.uint8], queries: Layers
     ) -> Iterator[NDArray[np.float32]]:
-        """Products of queries and keys, (n_kv_heads, n_queries, n_tokens), some tokens at a
-        time."""
+        """Products of queries and keys of each layer, (n_kv_heads, n_pieces, n_queries, piece),
+        -inf after the last token."""
         import numpy as np
 
-        tokens, _, size = queries.shape
-        for part in self._parts:
-            kind, rows = part[kept]
-            for first in range(0, len(rows), _AT_ONCE):
-                keys = floats(kind, rows[first : first + _AT_ONCE])
-                keys = keys.reshape(len(keys), -1, size)
-                by_head = keys.transpose(1, 2, 0)
-                grouped = queries.reshape(tokens, len(by_head), -1, size)
-                asked = grouped.transpose(1, 0, 2, 3).reshape(len(by_head), -1, size)
-                yield (asked / np.float32(np.sqrt(size)) @ by_head).astype(
-                    np.float32, copy=False
-                )
+        for (kind, columns), asking in zip(self._kinds, queries, strict=True):
+            tokens, _, size = asking.shape
+            keys = floats(kind, rows[:, columns]).reshape(len(rows), -1, size)
+            heads = keys.shape[1]
+            grouped = asking.reshape(tokens, heads, -1, size).transpose(1, 0, 2, 3)
+            asked = grouped.reshape(heads, 1, -1, size) / np.float32(np.sqrt(size))
+            at_once = piece(asked.shape[2] * size)
+            rest = -len(keys) % at_once
+            padded = np.pad(keys, ((0, rest), (0, 0), (0, 0)))
+            pieces = padded.reshape(-1, at_once, heads, size).transpose(2, 0, 3, 1)
+            scores = np.matmul(asked, pieces, dtype=np.float32)
+            scores[:, -1, :, at_once - rest :] = -np.inf
+            yield scores
 
-    def saved(self) -> bytes:
-        """All of it, for `restore`."""
-        layers = zip(*self._parts, strict=True)
-        keys = (rows.tobytes() for layer in layers for _, rows in layer)
-        return b"".join([self._tokens.tobytes(), *keys])
+    def saved(self) -> Iterator[bytes]:
+        """All of it, in parts, for `restore`."""
+        yield self._tokens.tobytes()
+        for _, columns in self._kinds:
+            yield from (rows[:, columns].tobytes() for rows in self._rows or ())
 
-    def restore(self, data: memoryview, count: int, example: Layers) -> None:
-        """Fills it with the `count` tokens that `saved` returned. ``example``: each layer's keys of
-        a token of the cache. Raises ModelError for anything else."""
+    def restore(
+        self, data: memoryview, count: int, example: Layers, forgotten: Gone
+    ) -> None:
+        """Fills it with the `count` tokens that `saved` returned, when others were ``forgotten``.
+        ``example``: keys of a token of the cache, of each layer that is looked through. Raises
+        ModelError for anything else, OutputError."""
         import numpy as np
 
-        kinds = [_kind(example[layer]) for layer in _looked_through(example)]
-        widths = [
-            row_bytes(kind, example[layer][0].size)
-            for kind, layer in zip(kinds, _looked_through(example), strict=True)
-        ]
-        if len(data) != count * (4 + sum(widths)):
+        self.clear()
+        to = self._made_for(example)
+        widths = [columns.stop - columns.start for _, columns in self._kinds]
+        if len(data) != count * (_TOKEN + sum(widths)):
             raise ModelError(
                 f"the text that left the context has {len(data)} bytes for {count} tokens"
             )
         tokens = array("i")
-        at = 4 * count
+        at = _TOKEN * count
         tokens.frombytes(data[:at])
-        part: list[Keys] = []
-        for kind, width in zip(kinds, widths, strict=True):
+        keys: list[NDArray[np.uint8]] = []
+        for width in widths:
             rows = np.frombuffer(data, np.uint8, count * width, at)
-            part.append((kind, rows.reshape(count, width).copy()))
+            keys.append(rows.reshape(count, width))
             at += count * width
-        self._append(tokens, part)
+        self.forgotten = forgotten.copy()
+        self._append(tokens, np.concatenate(keys, axis=1), to)
 
     def clear(self) -> None:
         """Forgets all."""
-        self._parts = []
+        self._rows = None
         self._tokens = array("i")
+        self.forgotten = Gone()
+        if self._file is not None:
+            self._file.clear()
 
     def close(self) -> None:
-        """Forgets all, and removes its files."""
-        self.clear()
-        if self._folder is not None:
-            self._folder.cleanup()
+        """Forgets all, and its file goes."""
+        self._rows = None
+        self._tokens = array("i")
+        if self._file is not None:
+            self._file.close()
 
 
-def _looked_through(layers: Layers) -> range:
-    """The layers whose keys are looked through."""
-    return range(len(layers) // 2, len(layers), 2)
+def _share_of_free(spill: Path | None) -> int | None:
+    """Bytes of the memory, or of the disk, that is free; None where the system does not say."""
+    free = free_memory()
+    if spill is not None:
+        with spill_errors(spill):
+            free = shutil.disk_usage(spill).free
+    return None if free is None else free // _SHARE
 
 
 def _kind(keys: NDArray[np.float32]) -> int:
@@ -227,19 +266,3 @@ def _united(runs: Iterable[Run]) -> tuple[Run, ...]:
         else:
             joined.append((start, end))
     return tuple(joined)
-
-
-def _mapped(part: list[Keys], path: Path) -> list[Keys]:
-    """The same keys in a file, read as they are needed."""
-    import numpy as np
-
-    with path.open("xb") as file:
-        for _, rows in part:
-            file.write(np.ascontiguousarray(rows).data)
-    data = np.memmap(path, np.uint8, "r")
-    at = 0
-    mapped: list[Keys] = []
-    for kind, rows in part:
-        mapped.append((kind, data[at : at + rows.size].reshape(rows.shape)))
-        at += rows.size
-    return mapped

@@ -8,7 +8,7 @@ tried: read in a window, they answer half as many questions (benchmarks/results/
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ggext.runtime.cache import Cache
+    from ggext.runtime.state import KvBlock
 
+#: Tokens of an answer that there is room for when it begins, where there can be.
+ANSWER = 256
 _QUESTION = 32  # tokens at the end of a text that ask
 _LEAST = (
     2  # tokens of a question, so that one of them always stands after what came back
@@ -37,19 +40,24 @@ class Passages:
     index: int
     # How many cells.
     count: int
+    # Tokens of the question after them.
+    asked: int
 
 
 class Retrieval:
     """The text outside of one cache, and the passages of it that came back. ``room``: cells of
-    those at most."""
+    those at most. ``begun``: tokens at the end of the cache that are the beginning of a question,
+    in front of which passages stood until now."""
 
     def __init__(self, cache: Cache, options: MemoryOptions, room: int) -> None:
         self.cache = cache
         self.room = room
         self.sinks = options.sinks
-        self.outside = Outside(options.spill)
+        self.outside = Outside(options.spill, options.evicted_memory)
         self.passages: Passages | None = None
-        #: Of the question as far as it was read: each batch's queries, of each layer.
+        self.begun = 0
+        #: Of the question as far as it was read: each batch's queries, of each layer that is
+        #: looked through.
         self._queries: list[Sequence[NDArray[float32]]] = []
 
     def keep(self, start: int, end: int) -> None:
@@ -58,13 +66,34 @@ class Retrieval:
         for first in range(start, end, _AT_ONCE):
             last = min(first + _AT_ONCE, end)
             block = cache.take(places[first], places[last - 1] + 1)
-            keys = cache.rotation().upright(block)
-            self.outside.add(cache.tokens[first:last], keys)
+            self.outside.add(cache.tokens[first:last], self._keys(block))
+
+    def _keys(self, block: KvBlock) -> list[NDArray[float32]]:
+        """Keys before rotation, of each layer that is looked through."""
+        rotation = self.cache.rotation()
+        return rotation.upright(block, rotation.layers.looked_through)
 
     def read(self, tokens: Sequence[int], left: int) -> bool:
         """Evaluates tokens, with so many of the text ``left`` after them; its last ones a second
         time, after the passages that they ask for. False: cancelled."""
         self.leave()
+        cache = self.cache
+        # The window may have slid since.
+        begun = min(self.begun, len(cache.tokens) - self.sinks - 1)
+        self.begun = 0
+        if begun <= 0:
+            return self._read(tokens, left)
+        start = len(cache.tokens) - begun
+        whole = [*cache.tokens[start:], *tokens]
+        cache.cut(start)
+        after = left + len(whole)
+        for batch in cache.batches.split(whole, start, cache.n_batch):
+            after -= len(batch)
+            if not self._read(batch, after):
+                return False
+        return True
+
+    def _read(self, tokens: Sequence[int], left: int) -> bool:
         if not self.outside or left >= _QUESTION:
             return self.cache.append(tokens)
         try:
@@ -78,7 +107,7 @@ class Retrieval:
     def _watched(self, tokens: Sequence[int]) -> bool:
         """Evaluates tokens and sees their queries. False: cancelled."""
         watcher = self.cache.queries
-        with watcher.watching():
+        with watcher.watching(self.cache.rotation().layers):
             if not self.cache.append(tokens):
                 self._queries = []
                 return False
@@ -99,20 +128,23 @@ class Retrieval:
         if asking < _LEAST:
             return True
         start = len(cache.tokens) - asking
-        passages = self.outside.tokens(self.outside.find(queries, self.room))
+        found = self.outside.find(queries, self.room, lambda: cache.cancelled)
         question = cache.tokens[start:]
         cache.cut(start)
+        if found is None:
+            return False
+        passages = self.outside.tokens(found)
         try:
             return self._append(passages) and self._append(question)
         finally:
-            self._own(start, len(passages))
+            self._own(start, len(passages), asking)
 
     def _append(self, tokens: Sequence[int]) -> bool:
         cache = self.cache
         batches = cache.batches.split(tokens, len(cache.tokens), cache.n_batch)
         return all(map(cache.append, batches))
 
-    def _own(self, index: int, count: int) -> None:
+    def _own(self, index: int, count: int, asked: int) -> None:
         """The passages are no part of the text; where nothing of the question came to stand after
         them, they leave."""
         cache = self.cache
@@ -121,7 +153,7 @@ class Retrieval:
         if len(cache.tokens) > index + count:
             del cache.tokens[index : index + count]
             del cache.positions[index : index + count]
-            self.passages = Passages(index, count)
+            self.passages = Passages(index, count, asked)
         elif len(cache.tokens) > index:
             cache.cut(index)
 
@@ -131,6 +163,10 @@ class Retrieval:
         if there is None:
             return
         self.passages = None
+        # A question that is cut, and asked again or in other words, is to be seen from its
+        # beginning, and not to be read around its passages.
+        begun = len(cache.tokens) - there.index
+        self.begun = begun if begun < there.asked else 0
         places = cache.positions[there.index :]
         with cache.whole():
             cache.remove(places[0] - there.count, places[0])
@@ -148,13 +184,18 @@ class Retrieval:
     def forget(self) -> None:
         """Nothing has left any more."""
         self.passages = None
+        self.begun = 0
         self._queries = []
         self.outside.clear()
 
     def account(self) -> dict[str, Any]:
         """For JSON: what `resume` needs to know in addition to the text outside."""
         there = self.passages
-        return {} if there is None else {"passages": [there.index, there.count]}
+        forgotten = self.outside.forgotten
+        passages = {} if there is None else {"passages": [*astuple(there)]}
+        return passages | (
+            {"forgotten": forgotten.as_json()} if forgotten.count else {}
+        )
 
     def checked(self, account: Any, count: int) -> Passages | None:
         """Passages among `count` tokens, of a stranger's account. Raises ModelError for one that
@@ -163,10 +204,12 @@ class Retrieval:
         if stated is None:
             return None
         match stated:
-            case [int(index), int(cells)] if (
-                self.sinks < index < count and 0 < cells <= self.room
+            case [int(index), int(cells), int(asked)] if (
+                self.sinks < index < count
+                and 0 < cells <= self.room
+                and 0 < asked <= _QUESTION
             ):
-                return Passages(index, cells)
+                return Passages(index, cells, asked)
         raise ModelError("what it tells of the passages that came back is damaged")
 
     def places(
@@ -185,11 +228,13 @@ class Retrieval:
     def resume(self, account: Any, blocks: Iterable[memoryview], gone: Gone) -> None:
         """Continues from what `account` and `saved` returned, when ``gone`` had left. Raises
         ModelError."""
-        example = self.cache.rotation().upright(self.cache.take(0, 1))
+        forgotten = _forgotten(account, gone)
+        example = self._keys(self.cache.take(0, 1))
         for data in blocks:
-            self.outside.restore(data, gone.count, example)
-        there = Gone()
-        there.add(gone.start, self.outside.tokens([(0, gone.count)]))
+            count = gone.count - forgotten.count
+            self.outside.restore(data, count, example, forgotten)
+        there = self.outside.forgotten.copy()
+        there.add(gone.start, self.outside.tokens([(0, len(self.outside))]))
         if there != gone:
             raise ModelError("the text outside is not the one that left the context")
         self.passages = self.checked(account, len(self.cache.tokens))
@@ -197,8 +242,22 @@ class Retrieval:
     def saved(self) -> Iterator[bytes]:
         """The text outside, for `resume`."""
         if self.outside:
-            yield self.outside.saved()
+            yield b"".join(self.outside.saved())
 
     def close(self) -> None:
         """Frees what is outside."""
         self.outside.close()
+
+
+def _forgotten(account: Any, gone: Gone) -> Gone:
+    """What had been forgotten of the text outside, of a stranger's account. Raises ModelError."""
+    saved = account.get("forgotten") if isinstance(account, dict) else None
+    if saved is None:
+        return Gone()
+    try:
+        forgotten = Gone.of_json(saved)
+    except ValueError:
+        forgotten = gone
+    if forgotten.count >= gone.count:
+        raise ModelError("what it tells of the text that was forgotten is damaged")
+    return forgotten

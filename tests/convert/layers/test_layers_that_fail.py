@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from layered import bake
 
+from ggext.convert import ConvertOptions, convert
 from ggext.gguf.open import read_gguf
 from ggext.gguf.types import Field
 from ggext.gguf.writer import TensorToWrite, write_gguf
@@ -88,11 +89,11 @@ def test_a_layer_that_rotates_and_must_not_fails(models: Path, tmp_path: Path) -
 
     from ggext.proof.graph import check_graph, executed_by_node, observe
     from ggext.runtime.engine import Model
-    from ggext.verify import what_is_wanted
+    from ggext.verify import expected_of
 
     bake(models / "exaone4", tmp_path / "out.gguf")
     gguf = read_gguf(tmp_path / "out.gguf")
-    wanted = what_is_wanted(gguf, None)
+    wanted = expected_of(gguf, None)
     other = replace(wanted, layers=("unrotated", *wanted.layers[1:]))
     with Model.open(gguf.path) as model:
         found = observe(model, other, 64)
@@ -116,3 +117,33 @@ def test_a_wrong_scale_of_the_scores_fails(models: Path, tmp_path: Path) -> None
     assert failed(verify(wrong, levels=["table"])) == {
         "scale of the scores, relative error"
     }
+
+
+def test_every_rotation_of_deepseek_4_is_seen(tmp_path: Path) -> None:
+    """Of queries and keys, of what comes out of attention and is turned back, and of compressed
+    keys, an indexer's too, which stand at every fourth position or every 128th."""
+    from family_rows import ROWS
+    from tiny import make_model
+
+    row = ROWS["deepseek_v4"]
+    checkpoint = make_model(tmp_path / "model", row.model_type, **row.config)
+    convert(ConvertOptions(checkpoint, tmp_path / "right.gguf", row.rope))
+    report = verify(tmp_path / "right.gguf", levels=["table", "graph"])
+    assert report.passed, report.checks
+    names = {node.node.rpartition("-")[0] for node in report.nodes}
+    compressed = {f"{kind}_state_compress" for kind in ("csa", "hca", "lid")}
+    assert names == {"q", "kv", "attn_derope", "lid_q_rope"} | compressed
+    changes: dict[str, dict[str, Any]] = {
+        "sliding": {"rope__freq_base": 2e4},
+        "compressed": {"attention__compress_rope_freq_base": 1e4},
+        "scaled": {"rope__scaling__type": "linear"},
+    }
+    for name, change in changes.items():
+        wrong = copied(tmp_path / "right.gguf", tmp_path / f"{name}.gguf", **change)
+        report = verify(wrong, levels=["graph"])
+        assert not report.passed, name
+        off = {n.node for n in report.nodes if n.error > 1e-2}
+        others = {n.node for n in report.nodes if n.node.endswith("-0")}
+        assert off == (
+            others if name == "sliding" else {n.node for n in report.nodes} - others
+        )

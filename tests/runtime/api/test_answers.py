@@ -36,6 +36,8 @@ from ggext.chat.reasoning import Tags
 from ggext.chat.template import ChatTemplate
 from ggext.demo import sample_text
 from ggext.errors import UsageError
+from ggext.runtime.context import SessionOptions
+from ggext.runtime.memory import MemoryOptions
 
 
 @pytest.mark.parametrize(
@@ -261,6 +263,17 @@ def test_what_a_policy_dropped_is_told(demo_gguf: Path) -> None:
     assert 600 < dropped[0] < 900
     assert 300 < dropped[1] < 600
     assert dropped[2] == 0
+
+
+def test_what_cannot_be_brought_back_is_told(demo_gguf: Path) -> None:
+    little = MemoryOptions(retrieved=64, evicted_memory=200 * 72)
+    settings = Settings(SessionOptions(memory=little))
+    with Model(
+        demo_gguf, context=256, when_full="landmark", settings=settings
+    ) as model:
+        reply = model.chat(user(sample_text(900, 1)), sampling=GREEDY, max_tokens=4)
+        reply.text()
+        assert reply.dropped - 200 <= reply.forgotten < reply.dropped - 170
 
 
 def test_a_document_that_does_not_fit_is_refused_with_counts_before_it_is_read(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kept_chats import KEY, TEXT, Open, streaming
+from kept_chats import KEY, TEXT, Open, repair, streaming
 
 from ggext.errors import ModelError
 
@@ -147,11 +146,6 @@ def test_a_cache_that_gives_other_logits_is_not_used(
     with pytest.raises(store.StateError, match="other logits than the saved one"):
         store.restore(path, session, KEY)
     assert session.used == 0
-
-
-def repair(data: bytearray) -> None:
-    """The checksum that a stranger would write."""
-    struct.pack_into("<I", data, 8, zlib.crc32(data[12:]))
 
 
 def test_an_empty_cache_is_not_saved(tmp_path: Path, open_session: Open) -> None:

@@ -214,11 +214,11 @@ def converse(
 ) -> list[str]:
     """What `ggext chat` shows for typed questions."""
     from ggext.cli import main
-    from ggext.cli.chat_input import Asked
+    from ggext.cli.chat_input import ChatInput
     from ggext.screen import terminal
 
     screen = Script(*questions)
-    typed = Asked(None, (), is_chat=True)
+    typed = ChatInput(None, (), is_chat=True)
     monkeypatch.setattr("ggext.cli.chat.asked", lambda *_, **__: typed)
     monkeypatch.setattr(terminal, "open_screen", lambda _: screen)
     main.main(["chat", *arguments], standalone_mode=False)
@@ -244,7 +244,7 @@ def test_turns_that_left_stay_away_from_a_chat_that_is_restarted(
     before = converse(monkeypatch, [str(model_path), *TURNS, "160"], *questions)
     assert any("the context was full" in line for line in before)
     with Journal(named("long") / "chat.jsonl", "") as journal:
-        left, turns = journal.left, journal.turns
+        left, turns = journal.dropped_turns, journal.turns
     assert 0 < left < len(turns) == 2 * len(questions)
     after = converse(monkeypatch, [str(model_path), *TURNS, "160"], "Where is the map?")
     assert re.search(
@@ -272,7 +272,7 @@ def test_turns_that_left_come_back_into_a_larger_context(
     )
     assert sum(reading(after)[0]) > 160
     with Journal(named("long") / "chat.jsonl", "") as journal:
-        assert journal.left == 0
+        assert journal.dropped_turns == 0
 
 
 def test_the_cache_is_saved_when_losing_it_would_cost_much(open_session: Open) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import os
 import random
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import pytest
 from full_contexts import SMALL, options
 
 from ggext.data import demo_language as language
-from ggext.errors import OutputError
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
@@ -64,39 +61,6 @@ def test_landmark_finds_what_left_the_window_and_stream_does_not(
     assert recall(model, options("stream", 512), 8) <= 2
 
 
-def test_landmark_s_files_go_when_it_is_closed(
-    model: Model, text: list[int], tmp_path: Path
-) -> None:
-    folder = tmp_path / "spill"
-    folder.mkdir()
-    with Session(model, options("landmark", spill=folder, **SMALL)) as session:
-        session.evaluate(text[:600])
-        assert len(list(folder.rglob("*"))) > 5
-    assert list(folder.iterdir()) == []
-
-
-def test_landmark_s_folder_on_a_disk_that_is_full(
-    model: Model, text: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An error in one line; once there is room, the same text is read from its beginning."""
-
-    def fails(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    kinds = options("landmark", kv_type="f32", spill=tmp_path, **SMALL)
-    with Session(model, kinds) as session, Session(model, kinds) as other:
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "open", fails)
-            with pytest.raises(OutputError, match="No space left on device"):
-                session.evaluate(text[:600])
-        for one in (session, other):
-            one.clear()
-            one.evaluate(text[:600])
-        np.testing.assert_array_equal(session.last_logits(), other.last_logits())
-    with pytest.raises(OutputError, match="nowhere"):
-        Session(model, options("landmark", spill=tmp_path / "nowhere", **SMALL))
-
-
 @pytest.mark.parametrize("policy", ["landmark", "compress"])
 def test_passages_are_read_in_front_of_the_question(
     model: Model, text: list[int], policy: WhenFull
@@ -105,7 +69,8 @@ def test_passages_are_read_in_front_of_the_question(
     and the question."""
     made = options(policy, kv_type="f32", evicted="kept", **SMALL)
     with Session(model, made) as session, Session(model, made) as other:
-        session.evaluate(text[:600])
+        # The last batch holds the whole question.
+        session.evaluate(text[:610])
         memory = session.memory
         assert isinstance(memory, Landmark | Compress)
         assert memory.retrieval is not None
@@ -119,7 +84,7 @@ def test_passages_are_read_in_front_of_the_question(
         first = session.cache.positions[there.index] - there.count
         assert session.cache.positions[there.index - 1] == first - 1
         queries = queries_of(session, [*session.tokens], 32)
-        passages = outside.tokens(outside.find(queries, 64))
+        passages = outside.tokens(outside.find(queries, 64) or ())
         assert len(passages) == there.count == 64
         other.cache.put(session.cache.take(0, first))
         other.cache.tokens, other.cache.positions = [0] * first, [*range(first)]
@@ -136,7 +101,7 @@ def queries_of(session: Session, tokens: list[int], count: int) -> list[np.ndarr
     snapshot = session.cache.snapshot()
     retrieval.leave()
     cache.cut(len(tokens) - count)
-    with cache.queries.watching():
+    with cache.queries.watching(cache.rotation().layers):
         cache.append(tokens[-count:])
     queries = cache.queries.take(cache.rotation())
     cache.restore(kept, snapshot, positions)
@@ -146,31 +111,39 @@ def queries_of(session: Session, tokens: list[int], count: int) -> list[np.ndarr
 
 def attention(outside: Outside, queries: list[np.ndarray]) -> np.ndarray:
     """What `Outside` computes in parts, by its definition: of each token the largest share of a
-    query of a head, over every second of the latter layers."""
+    query of a head, over the layers that it has."""
     most = np.zeros(len(outside))
-    for kept, layer in enumerate(range(len(queries) // 2, len(queries), 2)):
-        rows = np.concatenate([floats(*part[kept]) for part in outside._parts])
+    for kept in range(len(queries)):
+        kind, columns = outside._kinds[kept]
+        rows = np.concatenate(
+            [floats(kind, r[:, columns]) for r in outside._rows or ()]
+        )
         keys = rows.reshape(len(rows), -1, HEAD_OF_DEMO)
-        tokens, heads, _ = queries[layer].shape
+        tokens, heads, _ = queries[kept].shape
         for token in range(tokens):
             for head in range(heads):
                 key = keys[:, head // (heads // keys.shape[1])].astype(np.float64)
-                scores = key @ queries[layer][token, head] / math.sqrt(HEAD_OF_DEMO)
+                scores = key @ queries[kept][token, head] / math.sqrt(HEAD_OF_DEMO)
                 shares = np.exp(scores - scores.max())
                 most = np.maximum(most, shares / shares.sum())
     return most
 
 
 def test_the_look_up_is_attention_over_all_that_left(
-    model: Model, text: list[int]
+    model: Model, text: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ggext.runtime.memory.outside._BLOCK", 100)
     with Session(model, options("landmark", kv_type="f32", **SMALL)) as session:
         session.evaluate(text[:900])
         assert isinstance(session.memory, Landmark)
         outside = session.memory.retrieval.outside
-        assert len(outside._parts) > 5
+        assert len(list(outside._rows or ())) > 5
         rng = np.random.default_rng(1)
-        example = session.cache.rotation().upright(session.cache.take(0, 1))
+        rotation = session.cache.rotation()
+        assert [*rotation.layers.looked_through] == [1]  # of 3
+        example = rotation.upright(
+            session.cache.take(0, 1), rotation.layers.looked_through
+        )
         queries = [
             rng.normal(size=(3, 2 * keys.shape[1], HEAD_OF_DEMO)).astype(np.float32)
             for keys in example
@@ -180,8 +153,9 @@ def test_the_look_up_is_attention_over_all_that_left(
             np.exp(outside._attention(queries)), wanted, rtol=1e-3, atol=1e-6
         )
         runs, first = outside.find(queries, 64), int(wanted.argmax())
+        assert runs is not None
         assert sum(end - start for start, end in runs) == 64
         assert any(start <= first < end for start, end in runs)
-        # Keys of 1 of 3 layers, 34 bytes for 32 values, and 4 bytes for the token.
-        width = sum(keys[0].size for keys in example[1::2])
+        # 34 bytes for 32 values, and 4 bytes for the token.
+        width = sum(keys[0].size for keys in example)
         assert outside.nbytes == len(outside) * (width * 34 // 32 + 4)

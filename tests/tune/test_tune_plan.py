@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import little_chats
+import lookup_chats
 import pytest
 
 from ggext.errors import CheckpointError, GgextError, MissingExtraError, UsageError
@@ -144,6 +149,55 @@ def test_all_weights_take_more_memory_than_an_adapter(options: Make) -> None:
     assert planned(options(lora=None), HERE).memory > planned(options(), HERE).memory
 
 
+_MEASURED = """
+from pathlib import Path
+import torch
+from ggext.rope.scaling import RopeScaling
+from ggext.tune.machine import peak_memory
+from ggext.tune.options import TuneOptions
+from ggext.tune.plan import PROGRAMS
+from ggext.tune.run import Tuning
+import ggext.tune.train
+torch.set_num_threads(1)
+run = Tuning({options})
+run.begin()
+before = peak_memory(run.machine)
+run.train(lambda _: None, lambda *_: None)
+print(run.plan.memory - PROGRAMS, peak_memory(run.machine) - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.parametrize("lora", [8, None])
+def test_the_memory_that_is_planned_is_used(
+    options: Make, tmp_path: Path, lora: int | None
+) -> None:
+    """All of it, and at least half: of a process of its own, without what programs take."""
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("\n".join(little_chats.lines(40, 256, seed=1, texts=True)))
+    made = options(
+        model=Path("demo"),
+        texts=(texts,),
+        lora=lora,
+        rows="pose",
+        window=256,
+        batch_tokens=8192,
+        steps=1,
+    )
+    code = _MEASURED.format(options=repr(made).replace("PosixPath", "Path"))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    planned_bytes, used = map(int, done.stdout.split())
+    assert used <= planned_bytes <= 2 * used
+
+
 def test_too_few_documents_are_refused() -> None:
     with pytest.raises(UsageError, match="8 documents, and 8 are set aside"):
         split([Document("a", "b")] * 8, 0)
@@ -168,8 +222,8 @@ def test_long_rows_need_long_documents(options: Make, tmp_path: Path) -> None:
 
 
 def test_fewer_tokens_than_the_run_reads_are_told(options: Make) -> None:
-    assert "times: more text is better" in str(Tuning(options(steps=100)).texts)
-    assert "times" not in str(Tuning(options(steps=1)).texts)
+    assert "times: more text is better" in Tuning(options(steps=100)).texts
+    assert "times" not in Tuning(options(steps=1)).texts
 
 
 @pytest.mark.parametrize(
@@ -180,6 +234,20 @@ def test_a_line_that_is_no_document_is_named(tmp_path: Path, line: str) -> None:
     path.write_text(f'{{"text": "right"}}\n{line}\n')
     with pytest.raises(UsageError, match=r"a\.jsonl:2 is not a document"):
         read_documents([path])
+
+
+def test_chats_that_look_facts_up_have_their_answers_in_the_passage(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "chats.jsonl"
+    text = "One day Tom went out. It rained! He said nothing. " * 40
+    path.write_text("\n".join(lookup_chats.lines(text, 20, 80, seed=3)))
+    for document in read_documents([path]):
+        passage = document.messages[0][1]
+        answers = [text for role, text in document.messages if role == "assistant"]
+        assert len(answers) == 4
+        assert all(answer in passage for answer in answers)
+        assert 80 < len(passage.split()) < 150
 
 
 def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
