@@ -247,6 +247,8 @@ def _whole_windows(
 ) -> tuple[bool, list[str]]:
     """Whether sliding windows keep every token, and what the user should know of it. Raises
     ModelError where they would not and must."""
+    if model.architecture in COMPRESSED:  # a text cannot be cut back to more cells
+        return options.windows == "full", []
     policy = options.memory.when_full
     by_memory = whole_windows(options.swa, model.n_swa, n_ctx, n_batch)
     if model.architecture in COMPRESSED and options.swa == "auto":
