@@ -80,7 +80,9 @@ class Afmoe(Llama):
         grown = self.config.flag("mup_enabled")
         for rule in super().tensors():
             if rule.sources == (f"{self.embedding}.weight",) and not grown:
-                rule = replace(rule, computed=self._without_growth)
+                rule = replace(
+                    rule, computed=self._without_growth, undone=self._with_growth
+                )
             yield rule
         if not grown and self.is_tied:  # the output matrix is not divided
             target = "output.weight"
@@ -91,6 +93,10 @@ class Afmoe(Llama):
             math.sqrt(self.n_embd)
         )
         return divided
+
+    def _with_growth(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        grown: np.ndarray[Any, Any] = values * values.dtype.type(math.sqrt(self.n_embd))
+        return grown
 
     def norms(self, block: str) -> Iterator[TensorRule]:
         yield from super().norms(block)

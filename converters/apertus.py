@@ -24,6 +24,9 @@ class Apertus(Llama):
             for name in ("alpha_n", "alpha_p", "beta", "eps")
         }
 
+    def scalar_shape(self, name: str) -> tuple[int, ...]:
+        return (1,) if ".alpha_" in name else ()
+
     def norms(self, block: str) -> Iterator[TensorRule]:
         yield from self.norm(f"{block}.attention_layernorm")
         yield from self.norm(f"{block}.feedforward_layernorm")

@@ -56,6 +56,8 @@ class TensorRule:
     plus: float = 0.0
     # In place of that: takes an array's values, in float32, and gives those to write.
     computed: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None = None
+    # What takes ``computed`` back, for an export; None where the values are not to be had from it.
+    undone: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None = None
     # In place of `transposed`, `view` and `rows`: a function of the source's array, whose result
     # has the shape `written`.
     arranged: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None = None
@@ -217,6 +219,10 @@ class Family:
         """Metadata (full keys) that the checkpoint keeps as tensors of one value each: key → their
         names."""
         return {}
+
+    def scalar_shape(self, name: str) -> tuple[int, ...]:  # noqa: ARG002 - of most it is this
+        """The shape that such a tensor has in a checkpoint."""
+        return ()
 
     def sliding_window(self, period: int) -> dict[str, Any]:
         """The keys of a window over some layers: those that ``layer_types`` names, else all but

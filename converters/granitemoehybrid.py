@@ -13,7 +13,7 @@ from ggext.converters.granite import Granite
 from ggext.converters.granitemoe import gate_and_up
 from ggext.converters.granitemoeshared import GraniteMoeShared
 from ggext.converters.llama import QKV
-from ggext.converters.qwen3_next import negative_exponential
+from ggext.converters.qwen3_next import logarithm_of_negative, negative_exponential
 
 from ggext.checkpoint.config import Config
 from ggext.errors import CheckpointError
@@ -112,6 +112,7 @@ class Mamba2:
             each,
             f"{block}.ssm_a",
             computed=negative_exponential,
+            undone=logarithm_of_negative,
             written=column,
         )
         yield TensorRule((f"{module}.D",), each, f"{block}.ssm_d", written=column)

@@ -12,7 +12,11 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from ggext.converters.base import TensorRule, text_part_name, weight
-from ggext.converters.qwen3_next import GatedDeltaNet, negative_exponential
+from ggext.converters.qwen3_next import (
+    GatedDeltaNet,
+    logarithm_of_negative,
+    negative_exponential,
+)
 
 if TYPE_CHECKING:
     from ggext.converters.base import RowNumbers
@@ -51,6 +55,7 @@ class ValuesInTurn(GatedDeltaNet):
             f"{block}.ssm_a",
             rows=heads,
             computed=negative_exponential,
+            undone=logarithm_of_negative,
         )
         yield weight(f"{module}.norm", self.n_state)
         yield weight(f"{module}.out_proj", self.n_embd, inner, columns=values)

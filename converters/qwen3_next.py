@@ -141,6 +141,14 @@ def negative_exponential(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return decay
 
 
+def logarithm_of_negative(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What `negative_exponential` takes, of what it gives."""
+    import numpy as np
+
+    logarithm: np.ndarray[Any, Any] = np.log(-values.astype("<f8")).astype("<f4")
+    return logarithm
+
+
 class Qwen3Next(GatedSharedExpert, GatedDeltaNet):
     arch = "qwen3next"
     defaults = (
@@ -190,6 +198,7 @@ class Qwen3Next(GatedSharedExpert, GatedDeltaNet):
             (self.n_values,),
             f"{block}.ssm_a",
             computed=negative_exponential,
+            undone=logarithm_of_negative,
         )
         yield weight(f"{module}.norm", n)
         yield weight(f"{module}.out_proj", self.n_embd, inner)

@@ -204,17 +204,10 @@ class Model(Closing):
         else:
             tokens = prompts.tokens(turns)
         if left:
-            _log.warning(
-                "%s: the context was full: the %d oldest turns left it",
-                self.path,
-                len(left),
-            )
-        answer = AnswerText(
-            self._engine.vocabulary,
-            prompts.tags,
-            prompts.opens_reasoning(tokens),
-            options.stop,
-        )
+            message = "%s: the context was full: the %d oldest turns left it"
+            _log.warning(message, self.path, len(left))
+        inside = prompts.opens_reasoning(tokens)
+        answer = AnswerText(self._engine.vocabulary, prompts.tags, inside, options.stop)
         return self._reply(Question(tokens, sampling, max_tokens), answer, cancel, left)
 
     def complete(

@@ -15,6 +15,7 @@ from ggext.gguf.reader import GgufFile
 from ggext.gguf.rope import effective_table, recipe_of, still_pairs_in_words
 from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.types import type_name
+from ggext.llama_cpp_facts.indexer import unsaid_choice_in_words
 from ggext.llama_cpp_facts.sliding import WINDOW
 from ggext.rope import methods
 from ggext.rope.capabilities import LEARNED_POSITIONS, capability_of, unrotated
@@ -74,6 +75,9 @@ class Inspection:
     context_parameters: Mapping[str, float] = field(default_factory=dict)
     #: Why some pairs never turn in a text, and what mends it; empty where all turn.
     still_pairs: str = ""
+    # That llama.cpp goes by the context where the file does not say which layers choose the tokens
+    # to attend to; empty where it says it.
+    unsaid_choice: str = ""
     # How each layer rotates; all alike where it is empty.
     layers: tuple[LayerKind, ...] = ()
     # Tokens that sliding layers see; 0 where there are none.
@@ -122,6 +126,7 @@ def inspect(path: Path) -> Inspection:
         geometry=None,
         unopened=refusal(gguf.fields) or "",
         shift_safe=True,
+        unsaid_choice=unsaid_choice_in_words(gguf.arch, gguf.arch_keys()),
         sliding_window=sliding_window,
     )
     if without:  # keys hold no position where attention falls with distance

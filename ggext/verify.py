@@ -21,6 +21,7 @@ from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.rope import effective_table, still_pairs_in_words
 from ggext.gguf.shards import metadata_part
+from ggext.llama_cpp_facts.indexer import unsaid_choice_in_words
 from ggext.proof.report import (
     OWN_KEYS,
     Check,
@@ -96,6 +97,8 @@ def verify(
         chosen -= _LIVE
         notes.append(f"what llama.cpp executes: not measured; {missing}")
     gguf = read_gguf(metadata_part(path))
+    unsaid = unsaid_choice_in_words(gguf.arch, gguf.arch_keys())
+    notes += [unsaid] if unsaid else []
     still = unrotated(gguf.arch, gguf.arch_keys())
     if still:
         nothing = f"{still}: there is no table to verify"

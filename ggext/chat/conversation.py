@@ -138,7 +138,7 @@ class Conversation:
         self.outcome: Outcome | None = None
         self.turns: list[Turn] = []
         self.dropped_turns = 0
-        self._told = (engine.ever_dropped, engine.forgotten)
+        self._reported = (engine.ever_dropped, engine.forgotten)
         self.set_system(self.options.system)
         self._prompt: list[Turn] | None = None
         self._answer: AnswerText | None = None
@@ -199,9 +199,9 @@ class Conversation:
 
     def _left_since(self) -> tuple[int, int]:
         """Tokens that left the context since this was asked last, and that were forgotten."""
-        dropped, forgotten = self._told
-        self._told = (self.engine.ever_dropped, self.engine.forgotten)
-        return self._told[0] - dropped, self._told[1] - forgotten
+        dropped, forgotten = self._reported
+        self._reported = (self.engine.ever_dropped, self.engine.forgotten)
+        return self._reported[0] - dropped, self._reported[1] - forgotten
 
     def bring_back(self) -> bool:
         """Whether the turns that left fit into this context with room for an answer; then they are
@@ -287,9 +287,8 @@ class Conversation:
 
     def next_prompt(self, question: str) -> list[int]:
         """The prompt that the question would make as things are. Raises TemplateError."""
-        return self.prompts.tokens(
-            [*without(self.turns, self.dropped_turns), Turn("user", question)]
-        )
+        turns = without(self.turns, self.dropped_turns)
+        return self.prompts.tokens([*turns, Turn("user", question)])
 
     def certain(self, beginning: str) -> list[int]:
         """The tokens of the next prompt as far as the beginning of its turn decides them; none
@@ -315,19 +314,14 @@ class Conversation:
         may_drop = self.options.drop_turns and self.sampling.grammar is None
         while finish == "context" and may_drop and exchange(prompt, self.dropped_turns):
             again, _ = self._read(prompt, answer, progress)
-            finish = (
-                (yield from self._continue(answer, clock))
-                if not again.cancelled
-                else "cancelled"
-            )
+            finish = "cancelled"
+            if not again.cancelled:
+                finish = yield from self._continue(answer, clock)
         yield from answer.end()
         return "stop" if answer.stopped else finish
 
     def _read(
-        self,
-        prompt: list[Turn],
-        answer: AnswerText | None,
-        progress: Progress | None,
+        self, prompt: list[Turn], answer: AnswerText | None, progress: Progress | None
     ) -> tuple[Prefill, AnswerText]:
         """Evaluates the prompt, and what there is of the answer; without the turns that must
         leave."""

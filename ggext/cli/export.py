@@ -19,9 +19,16 @@ from ggext.cli.models import MODEL
     show_default=True,
     help="Of the weights; auto: as in FILE, float32 where that is quantized.",
 )
-def export(file: Path, out: Path, dtype: str) -> None:
-    """Write FILE, a GGUF file of the architecture llama, qwen2, qwen3 or gemma3, as a checkpoint in
-    the folder OUT: weights, config.json, tokenizer. The tokenizer is held against llama.cpp's.
+@click.option(
+    "--original",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The checkpoint that FILE was made of; config.json and the tokenizer are enough.",
+)
+def export(file: Path, out: Path, dtype: str, original: Path | None) -> None:
+    """Write FILE, a GGUF file, as a checkpoint in the folder OUT: weights, config.json, tokenizer.
+    Files of the architectures llama, qwen2, qwen3 and gemma3 say all that it takes; of others name
+    the original. The tokenizer is held against llama.cpp's.
     """
     from ggext.cli.progress import transfer
     from ggext.export import ExportOptions
@@ -29,7 +36,7 @@ def export(file: Path, out: Path, dtype: str) -> None:
 
     size = file.stat().st_size if file.is_file() else 0
     with transfer(size, out.name) as progress:
-        done = run(ExportOptions(file, out, dtype), progress)
+        done = run(ExportOptions(file, out, dtype, original), progress)
     for note in done.notes:
         click.echo(f"note: {note}")
     if done.tokens_compared is not None:

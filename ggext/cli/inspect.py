@@ -90,6 +90,8 @@ def in_words(result: Inspection) -> str:
     ]
     if result.unopened:
         lines.append(f"llama.cpp     does not open this file: {result.unopened}")
+    if result.unsaid_choice:
+        lines.append(f"attention     {result.unsaid_choice}")
     if result.unrotated:
         return "\n".join([*lines, f"rope          none, {result.unrotated}"])
     if result.rope is None or result.geometry is None:

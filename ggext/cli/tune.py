@@ -271,9 +271,9 @@ def _run(tune_options: TuneOptions, *, train_only: bool) -> None:
         echo(line)
     run.begin()
     with _stopping(run):
-        run.train(lambda proof: echo(str(proof)), _shown(run, echo))
+        losses = run.train(lambda proof: echo(str(proof)), _shown(run, echo))
     peak = peak_memory(run.machine)
-    if peak is not None:
+    if losses and peak is not None:
         echo(f"memory: at most {peak / 2**30:.1f} GiB were used")
     if run.interrupted:
         if run.machine.is_first:

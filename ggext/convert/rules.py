@@ -215,7 +215,7 @@ def _check_shape(tensor: CheckpointTensor, shape: tuple[int, ...], source: str) 
 
 def _check(tensor: CheckpointTensor, rule: TensorRule, source: str) -> None:
     _check_shape(tensor, rule.shape, source)
-    known = tuple(INTEGERS if rule.below else GGML_TYPE)
+    known = tuple(INTEGERS) if rule.below else tuple(GGML_TYPE)
     if tensor.dtype not in known:
         raise CheckpointError(
             f"{tensor.path}: tensor {tensor.name} has dtype {tensor.dtype}; known: "

@@ -26,6 +26,7 @@ from ggext.gguf.rope import factor_tensors, recipe_of
 from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.split import SPLIT_KEYS
 from ggext.gguf.types import Field
+from ggext.llama_cpp_facts.indexer import TYPES, unsaid_choice
 from ggext.rope import methods
 from ggext.rope.capabilities import unrotated
 from ggext.rope.compare import EXACT_GAIN
@@ -204,18 +205,34 @@ def _from_gguf(path: Path, one_part: bool) -> ModelSource:
     scaling, geometry, problem = _of_gguf(gguf, {tensor.name for tensor in tensors})
     whole = len(parts) == 1
     one_file = gguf if whole else None
+    said, notes = _unsaid(gguf)
+    kept = {key: f for key, f in gguf.fields.items() if whole or key not in SPLIT_KEYS}
     return ModelSource(
         path,
         gguf.arch,
-        {key: f for key, f in gguf.fields.items() if whole or key not in SPLIT_KEYS},
+        kept | said,
         tensors,
         geometry,
         scaling,
         is_gguf=True,
+        notes=notes,
         query_scale=query_scale(gguf.arch_keys()),
         gguf=one_file,
         problem=problem,
     )
+
+
+def _unsaid(gguf: GgufFile) -> tuple[dict[str, Field], list[str]]:
+    """What llama.cpp decides by the context of the file, so that another context changes it: said
+    as it stands now."""
+    choice = unsaid_choice(gguf.arch, gguf.arch_keys())
+    if choice is None:
+        return {}, []
+    note = (
+        f"{TYPES} is written as llama.cpp takes it now ({sum(choice)} of {len(choice)} layers "
+        "choose tokens): where a file has none, it goes by the context"
+    )
+    return {f"{gguf.arch}.{TYPES}": Field.of(choice)}, [note]
 
 
 #: ``general.type``, or the architecture, of a GGUF file that is no language model → what it is.

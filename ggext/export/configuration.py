@@ -48,13 +48,17 @@ def config_values(source: ModelSource, dtype: str) -> dict[str, Any]:
     ``GgufError`` for a family that cannot be exported."""
     if source.arch not in FAMILIES:
         raise GgufError(
-            f"{source.path} is of the architecture {source.arch}, which is not exported; known: "
-            f"{', '.join(FAMILIES)}"
+            f"{source.path} is of the architecture {source.arch}, whose files do not say all of a "
+            f"config.json (those of {', '.join(FAMILIES)} do): give --original FOLDER, which "
+            "has the original's"
         )
     keys = _arch_keys(source)
     names = {tensor.name for tensor in source.tensors}
     if any(name.endswith("_exps.weight") for name in names):
-        raise GgufError(f"{source.path} has experts, and such models are not exported")
+        raise GgufError(
+            f"{source.path} has experts, of which a file does not say all of a config.json: give "
+            "--original FOLDER, which has the original's"
+        )
     model_type, class_name = FAMILIES[source.arch]
     values: dict[str, Any] = {"architectures": [class_name], "model_type": model_type}
     for key, (name, needed) in _KEYS.items():

@@ -7,16 +7,26 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from ggext.convert.fold import fold_query
 from ggext.convert.model_source import ModelSource
 from ggext.convert.sources import open_source
 from ggext.errors import GgufError, MissingExtraError, OutputError
 from ggext.export.configuration import config_values, family
+from ggext.export.original import copy_tokenizer, has_tokenizer, original_values
 from ggext.export.tokenizer import Vocabulary
-from ggext.export.weights import DTYPES, Inverted, inverted, prevailing_dtype, write
+from ggext.export.weights import (
+    DTYPES,
+    Made,
+    inverted,
+    prevailing_dtype,
+    scalars,
+    write,
+)
 from ggext.gguf.types import BF16, F16, F32, type_name
 from ggext.gguf.writer import private_folder_beside
 from ggext.rope.encoding import SCALING_TENSORS
@@ -34,6 +44,9 @@ class ExportOptions:
     out: Path
     # float32, float16 or bfloat16; auto: the file's own, float32 for quantized ones.
     dtype: str = "auto"
+    # The folder of the checkpoint that it was made of, of which config.json and the tokenizer are
+    # taken; None: the file says all of it.
+    original: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -59,24 +72,49 @@ def export(
         raise OutputError(f"{options.out} exists; name another folder")
     dtype = _dtype(options, source)
     notes = [*source.notes, *_lost(source), *_folded(source)]
-    values = config_values(source, dtype)
+    values = _config_values(source, dtype, options.original)
     source = _unfolded(source)
-    tensors = list(inverted(family(values, source), source.tensors, source.path))
-    _check_all_used(source, tensors)
-    texts = {key: field.value for key, field in source.fields.items()}
-    vocabulary = Vocabulary(texts, str(source.path))
-    tokenizer = vocabulary.tokenizer()
+    read_by = family(values, source)
+    of_weights, used = inverted(read_by, source.tensors, source.path)
+    _check_all_used(source, used)
+    tensors: list[Made] = [*of_weights, *scalars(read_by, source.fields, source.path)]
+    write_tokenizer, made = _tokenizer_writer(source, options.original)
     with private_folder_beside(options.out) as beside:
         folder = beside / options.out.name
         folder.mkdir()
         _write_json(folder / "config.json", values)
-        _write_json(folder / "tokenizer.json", tokenizer, indent=None)
-        _write_json(folder / "tokenizer_config.json", vocabulary.config())
-        compared, not_compared = _compare_tokens(folder, source.path)
+        write_tokenizer(folder)
+        compared, not_compared = _compare_tokens(folder, source.path, made=made)
         write(folder / _WEIGHTS, tensors, dtype, progress)
         shutil.move(folder, options.out)
     count = sum(math.prod(item.shape) for item in tensors)
     return Exported(options.out, dtype, count, compared, (*notes, *not_compared))
+
+
+def _config_values(
+    source: ModelSource, dtype: str, original: Path | None
+) -> dict[str, Any]:
+    if original is None:
+        return config_values(source, dtype)
+    return original_values(original, source, dtype)
+
+
+def _tokenizer_writer(
+    source: ModelSource, original: Path | None
+) -> tuple[Callable[[Path], None], bool]:
+    """What writes a tokenizer into a folder, and whether it is made: the original's is not. Raises
+    ``GgufError`` for a vocabulary that is not known."""
+    if original is not None and has_tokenizer(original):
+        return partial(copy_tokenizer, original), False
+    texts = {key: field.value for key, field in source.fields.items()}
+    vocabulary = Vocabulary(texts, str(source.path))
+    tokenizer = vocabulary.tokenizer()
+
+    def write_made(folder: Path) -> None:
+        _write_json(folder / "tokenizer.json", tokenizer, indent=None)
+        _write_json(folder / "tokenizer_config.json", vocabulary.config())
+
+    return write_made, True
 
 
 def _lost(source: ModelSource) -> list[str]:
@@ -129,10 +167,12 @@ def _unfolded(source: ModelSource) -> ModelSource:
     return replace(source, tensors=scaled)
 
 
-def _check_all_used(source: ModelSource, tensors: list[Inverted]) -> None:
+def _check_all_used(source: ModelSource, used: set[str]) -> None:
     """Raises ``GgufError`` for a tensor that a checkpoint of the family has no place for."""
-    used = {item.tensor.name for item in tensors} | set(SCALING_TENSORS)
-    unused = sorted(tensor.name for tensor in source.tensors if tensor.name not in used)
+    known = used | set(SCALING_TENSORS)
+    unused = sorted(
+        tensor.name for tensor in source.tensors if tensor.name not in known
+    )
     if unused:
         raise GgufError(
             f"{source.path}: {unused[0]} ({len(unused)} such) has no place in a checkpoint of its "
@@ -140,10 +180,14 @@ def _check_all_used(source: ModelSource, tensors: list[Inverted]) -> None:
         )
 
 
-def _compare_tokens(folder: Path, path: Path) -> tuple[int | None, list[str]]:
+def _compare_tokens(
+    folder: Path, path: Path, *, made: bool
+) -> tuple[int | None, list[str]]:
     """Holds the tokenizer against llama.cpp's own on the embedded document: how many tokens were
-    compared, ``None`` and a note where it cannot be done. Raises ``GgufError`` where they differ.
-    """
+    compared, ``None`` and a note where it cannot be done. Where they differ, a note says so of the
+    original's, and what was ``made`` raises ``GgufError``."""
+    if not (folder / "tokenizer.json").is_file():
+        return None, ["the original has no tokenizer.json to hold against llama.cpp's"]
     text = (files("ggext") / "data" / "document.txt").read_text("utf-8")
     text += "\n  1234 don't — ÄÖß 漢字 🙂\n\n\tx = f(y);"
     try:
@@ -165,10 +209,15 @@ def _compare_tokens(folder: Path, path: Path) -> tuple[int | None, list[str]]:
             ),
             min(len(ids), len(expected)),
         )
+        difference = (
+            f"differs from llama.cpp's on a sample, at token {place}: "
+            f"{ids[place : place + 3]} and {expected[place : place + 3]}"
+        )
+        if not made:
+            return None, [f"the original's tokenizer {difference}"]
         raise GgufError(
-            f"{path}: the tokenizer that was made of its vocabulary differs from llama.cpp's on a "
-            f"sample, at token {place}: {ids[place : place + 3]} and "
-            f"{expected[place : place + 3]}; nothing was written"
+            f"{path}: the tokenizer that was made of its vocabulary {difference}; nothing was "
+            "written"
         )
     return len(expected), []
 

@@ -9,6 +9,7 @@ from typing import Any
 from ggext.errors import GgufError
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import TensorInfo
+from ggext.llama_cpp_facts.indexer import INDEXED, choosing_layers
 from ggext.llama_cpp_facts.limits import MAX_EXPERTS, MAX_LAYERS
 from ggext.llama_cpp_facts.recurrent import (
     CONVOLUTIONS,
@@ -59,6 +60,8 @@ class Layer:
     state: int = 0
     # it reads the keys and values of an earlier one
     shares: bool = False
+    # values of the key by which an indexer chooses the tokens that are attended to; 0: it has none
+    indexed: int = 0
 
     @property
     def recurs(self) -> bool:
@@ -127,7 +130,7 @@ def architecture(header: GgufFile) -> Architecture:
     """The dimensions of a model. Raises ``GgufError`` for an architecture whose memory is not
     computed here, and for a header that lacks a number or has an impossible one."""
     read = _Numbers(header)
-    known = header.arch in (*DELTA_NETS, *CONVOLUTIONS, *MAMBAS)
+    known = header.arch in (*DELTA_NETS, *CONVOLUTIONS, *MAMBAS, *INDEXED)
     plain = known or (
         header.arch not in _NOT_PLAIN
         and not any(key.startswith(_NOT_PLAIN_KEYS) for key in read.keys)
@@ -164,12 +167,14 @@ def architecture(header: GgufFile) -> Architecture:
     experts_used = 0
     if "expert_count" in read.keys:
         experts_used = read.number("expert_used_count", least=1, most=MAX_EXPERTS)
+    indexed = _indexed(read, layers)
     return Architecture(
         name=header.arch,
         layers=tuple(
             Layer(
                 *(heads[i], kv_heads[i] * attends[i], *sizes[i], slides[i], *states[i]),
                 shares=i >= own,
+                indexed=indexed[i],
             )
             for i in range(layers)
         ),
@@ -272,6 +277,20 @@ def _states(
         channels = inner + 2 * state * read.number("ssm.group_count")
         size = ((read.number("ssm.conv_kernel", least=2) - 1) * channels, state * inner)
     return [size if flag else (0, 0) for flag in recurs], attends
+
+
+def _indexed(read: _Numbers, layers: int) -> list[int]:
+    """Values of the key of each layer's indexer."""
+    if read.header.arch not in INDEXED:
+        return [0] * layers
+    for key in ("head_count", "top_k"):  # which the graph is built with
+        read.number(f"attention.indexer.{key}")
+    size = read.number("attention.indexer.key_length")
+    try:
+        chooses = choosing_layers(read.header.arch, read.keys, layers)
+    except ValueError as error:
+        raise GgufError(f"{read.header.path}: {error}; the file is damaged") from None
+    return [size * flag for flag in chooses]
 
 
 def _window(read: _Numbers, layers: int) -> int:

@@ -131,6 +131,7 @@ def cache_bytes(arch: Architecture, context: Context) -> list[int]:
             states
             + _bytes(layer.key_row, layer.key, count, context)
             + _bytes(value_row, layer.value, count, context)
+            + _bytes(layer.indexed, layer.indexed, context.cells, context)
         )
     return sizes
 

@@ -13,6 +13,7 @@ from ggext.footprint.allocator import Graph, Tensor
 from ggext.footprint.architecture import Architecture, Layer
 from ggext.footprint.cache import Context, cells, is_quantized
 from ggext.footprint.feed_forward import FeedForward
+from ggext.footprint.indexed import Indexed
 from ggext.footprint.recurrent import Recurrent
 from ggext.llama_cpp_facts.recurrent import (
     CONVOLUTIONS,
@@ -58,7 +59,7 @@ class _Inputs(NamedTuple):
     value_rotation: Tensor | None
 
 
-class _Builder(Recurrent, FeedForward):
+class _Builder(Recurrent, FeedForward, Indexed):
     def __init__(self, arch: Architecture, context: Context) -> None:
         super().__init__(arch, context)
         self.positions = Tensor((self.n,))
@@ -298,6 +299,7 @@ class _Builder(Recurrent, FeedForward):
         q = x
         if self.arch.has(f"{at}attn_q_a.weight"):
             q = self.norm(self.matrix(q, f"{at}attn_q_a"), f"{at}attn_q_a_norm")
+            self.choose(at, layer, x, q)
             q = self.matrix(q, f"{at}attn_q_b")
         else:
             q = self.matrix(q, f"{at}attn_q")
@@ -323,4 +325,5 @@ class _Builder(Recurrent, FeedForward):
         for tensor in (q, values, k):
             self.graph.expand(tensor)
         self._store(k, inputs.keys)
-        return self.matrix(self._scores(layer, q, inputs.mask), f"{at}attn_output")
+        mask = self.mask_of_chosen(inputs.mask)
+        return self.matrix(self._scores(layer, q, mask), f"{at}attn_output")

@@ -79,7 +79,7 @@ def problems(
     yield from _tensors(facts, whole, sizes, recurs, tensors)
     yield from _mixers(facts, recurs, attends, tensors)
     if facts.indexer:
-        yield from _indexers(keys, whole.layers, tensors)
+        yield from _indexers(arch, keys, whole.layers, tensors)
 
 
 def _values(facts: ArchitectureFacts, keys: Mapping[str, Any]) -> Iterator[str]:
@@ -233,11 +233,11 @@ _OF_INDEXER = tuple(
 
 
 def _indexers(
-    keys: Mapping[str, Any], layers: int, tensors: Mapping[str, Tensor]
+    arch: str, keys: Mapping[str, Any], layers: int, tensors: Mapping[str, Tensor]
 ) -> Iterator[str]:
     """The loader of glm-dsa asks for none of these, and its first layer may have to choose."""
     try:
-        chooses = choosing_layers(keys, layers)
+        chooses = choosing_layers(arch, keys, layers)
     except ValueError as error:
         yield str(error)
         return

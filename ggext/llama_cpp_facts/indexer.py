@@ -11,9 +11,17 @@ TYPES = "attention.indexer.types"
 FROM_CONTEXT = 1 << 20
 
 
-def choosing_layers(keys: Mapping[str, Any], layers: int) -> list[bool]:
+#: The architectures whose tokens attend to chosen ones; those of which a layer may take the choice
+#: of the one before.
+INDEXED = ("deepseek32", "glm-dsa")
+_SHARED = "glm-dsa"
+
+
+def choosing_layers(arch: str, keys: Mapping[str, Any], layers: int) -> list[bool]:
     """For each of ``layers``, whether it chooses. ``keys``: the architecture's own, without its
     prefix. Raises ValueError for a value that the graph does not run with."""
+    if arch != _SHARED:
+        return [True] * layers
     given = keys.get(TYPES)
     context = keys.get("context_length")
     if given is None and isinstance(context, int) and context >= FROM_CONTEXT:
@@ -26,3 +34,26 @@ def choosing_layers(keys: Mapping[str, Any], layers: int) -> list[bool]:
     if not given[0]:
         raise ValueError(f"{TYPES} says that the first layer does not choose")
     return given
+
+
+def unsaid_choice(arch: str, keys: Mapping[str, Any]) -> list[bool] | None:
+    """What llama.cpp takes for a file that does not say which layers choose, and by whose context
+    it decides; None for other files."""
+    layers = keys.get("block_count")
+    further = keys.get("nextn_predict_layers", 0)
+    whole = all(type(number) is int for number in (layers, further))
+    if arch != _SHARED or TYPES in keys or not whole or not isinstance(layers, int):
+        return None
+    return choosing_layers(arch, keys, max(0, layers - further))
+
+
+def unsaid_choice_in_words(arch: str, keys: Mapping[str, Any]) -> str:
+    """A sentence without its end, nothing where the file says it."""
+    choice = unsaid_choice(arch, keys)
+    if choice is None:
+        return ""
+    return (
+        f"the file has no {TYPES}, and llama.cpp goes by its context: {sum(choice)} of "
+        f"{len(choice)} layers choose the tokens that are attended to, all of them below a context "
+        f"of {FROM_CONTEXT:,} and GLM 5.2's from there on; ggext convert writes the key as it is"
+    )

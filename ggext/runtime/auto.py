@@ -95,7 +95,9 @@ def _for_a_chat(model: Model, plan: Plan) -> Iterator[Chosen]:
     turns = Chosen(
         "turns", "for a chat keeps its system prompt and its latest turns whole"
     )
-    if model.offloads or _seconds_to_read(model, plan) <= _PATIENCE:
+    # Stream would need whole windows, and so a smaller context or more memory.
+    small_windows = model.n_swa and not plan.whole_windows
+    if small_windows or model.offloads or _seconds_to_read(model, plan) <= _PATIENCE:
         yield turns
         return
     yield Chosen("stream", "for reading the latest turns again would take minutes")

@@ -20,6 +20,7 @@ from ggext.footprint.cache import (
     whole_windows,
 )
 from ggext.footprint.planner import Choices
+from ggext.llama_cpp_facts.compressed import COMPRESSED
 from ggext.rope.capabilities import LEARNED_POSITIONS
 from ggext.rope.keys import context_parameters
 from ggext.runtime import capacity, llama
@@ -244,8 +245,12 @@ def _whole_windows(
 ) -> tuple[bool, list[str]]:
     """Whether sliding windows keep every token, and what the user should know of it. Raises
     ModelError where they would not and must."""
+    if model.architecture in COMPRESSED:  # a text cannot be cut back to more cells
+        return options.windows == "full", []
     policy = options.memory.when_full
     by_memory = whole_windows(options.swa, model.n_swa, n_ctx, n_batch)
+    if model.architecture in COMPRESSED and options.swa == "auto":
+        by_memory = False  # more cells are of no use: a text cannot be cut back to them
     if by_memory or not options.edits_cache:
         return by_memory, []
     if options.windows != "full":

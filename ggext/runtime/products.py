@@ -1,9 +1,9 @@
 """Products of matrices in the thread that asks for them.
 
 OpenBLAS, which numpy multiplies with, computes large products in threads of its own, as many as
-there are cores, whatever the threads of a session. Where another program keeps a core busy they wait for
-each other: a look-up took twenty times the CPU time, and a hundred times as long. It leaves small
-products to the thread that asks, so large ones are computed in pieces.
+there are cores, whatever a session was given. Where another program keeps a core busy they wait
+for each other: a look-up took twenty times the CPU time, and a hundred times as long. It leaves
+small products to the thread that asks, so large ones are computed in pieces.
 """
 
 from __future__ import annotations

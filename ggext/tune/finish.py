@@ -142,11 +142,12 @@ def evaluate(
     kind = file_type(options, plan.folder)
     short = min(plan.rope.trained, _SHORT)
     trials = options.trials
+    per_length = None if trials is None else (2 * trials, trials)
     asked = EvalOptions(
         lengths=(short, plan.rope.context),
         texts=texts,
         marks=True,
-        trials=None if trials is None else (2 * trials, trials),
+        trials=per_length,
         needles=min(_NEEDLES, short // _NEEDLE_TOKENS),
         price=False,  # which the pretrained file shows, as one of the three
         seed=options.seed,

@@ -37,8 +37,6 @@ class Step:
     steps: int
     # Mean loss of a learned token, in nats, with the weights of `token_weights`.
     loss: float
-    # Norm of the gradient before it was clipped.
-    gradient: float
 
 
 OnStep = Callable[[Step], bool]
@@ -164,11 +162,11 @@ class _Trainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Summed over the batch and divided by the weights of the whole step, in all processes,
-        whose gradients are averaged."""
+        """Summed over the batch and divided by the weights of the whole step, in all processes or
+        on all GPUs of one, whose gradients are averaged."""
         del return_outputs
         loss = model(**inputs)["loss"] / num_items_in_batch
-        return loss * self.accelerator.num_processes
+        return loss * max(self.accelerator.num_processes, self.args.n_gpu)
 
     def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> Any:
         """The weights of a step's tokens, where transformers counts those that are learned."""
@@ -234,6 +232,6 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         """After every step, before its checkpoint."""
         if "loss" not in logs:
             return  # the summary at the end
-        step = Step(state.global_step, args.max_steps, logs["loss"], logs["grad_norm"])
+        step = Step(state.global_step, args.max_steps, logs["loss"])
         if self._on_step(step):
             control.should_save = control.should_training_stop = True

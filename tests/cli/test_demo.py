@@ -11,15 +11,35 @@ from click.testing import CliRunner
 from ggext.checkpoint.named import DEMO_MODEL
 from ggext.cli import main
 from ggext.data import demo_language as language
-from ggext.demo import METHODS, DemoResult, Watcher, run, work
+from ggext.demo import LENGTHS, METHODS, DemoResult, Watcher, run, work
 from ggext.verify import verify
 
 pytest.importorskip("llama_cpp")
 
 
+QUESTIONS = 100
+
+
+class Counted(Watcher):
+    tokens = 0
+    rows = 0
+
+    def advance(self, tokens: int) -> None:
+        self.tokens += tokens
+
+    def row(self, *_: object) -> None:
+        self.rows += 1
+
+
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
-    return run(tmp_path_factory.mktemp("demo"), questions=100)
+def counted() -> Counted:
+    return Counted()
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory, counted: Counted) -> DemoResult:
+    """Half a minute of computing, once for all tests."""
+    return run(tmp_path_factory.mktemp("demo"), questions=QUESTIONS, watcher=counted)
 
 
 def test_recall_at_the_trained_context(result: DemoResult) -> None:
@@ -98,8 +118,11 @@ def test_a_text_to_chat_about() -> None:
     assert CliRunner().invoke(main, ["demo", "--text", "100"]).exit_code == 2
 
 
-def test_the_command_prints_what_it_measured(tmp_path: Path) -> None:
-    """Few questions: the figures are the other tests' matter."""
+def test_the_command_prints_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few questions and texts: the figures are the other tests' matter."""
+    monkeypatch.setattr("ggext.demo._PERPLEXITY_TEXTS", 1)
     page = tmp_path / "report.html"
     outcome = CliRunner().invoke(
         main, ["demo", "--questions", "5", "--html", str(page)]
@@ -128,20 +151,11 @@ def test_the_effective_context_is_that_of_the_answers(result: DemoResult) -> Non
     assert "tokens" in ntk
 
 
-def test_the_work_is_known_before_it_is_done(tmp_path: Path) -> None:
-    class Counted(Watcher):
-        tokens = 0
-        rows = 0
-
-        def advance(self, tokens: int) -> None:
-            self.tokens += tokens
-
-        def row(self, *_: object) -> None:
-            self.rows += 1
-
-    counted = Counted()
-    run(tmp_path, questions=3, watcher=counted)
-    assert counted.tokens == work(3)
+def test_the_work_is_known_before_it_is_done(
+    result: DemoResult, counted: Counted
+) -> None:
+    assert len(result.recalls) == len(METHODS) * len(LENGTHS)
+    assert counted.tokens == work(QUESTIONS)
     assert counted.rows == len(METHODS)
 
 

@@ -105,6 +105,24 @@ def test_the_plan_is_what_a_session_allocates(
     assert within(0.05, found.total, wanted.total)
 
 
+@pytest.mark.parametrize("arch", ["deepseek32", "glm-dsa"])
+@pytest.mark.parametrize(
+    "options", [{"n_ctx": 3000, "n_batch": 700}, {"n_ctx": 2048, "kv_type": "f32"}]
+)
+def test_the_plan_is_what_a_session_with_an_indexer_allocates(
+    arch: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two caches, each logged to a hundredth of a MiB."""
+    pytest.importorskip("llama_cpp")
+    path = tiny_gguf.write_random(tmp_path / "tiny.gguf", arch)
+    choices = Choices(options.get("kv_type", "f16"), options.get("n_batch"))
+    found = plan(path, PlanOptions(options["n_ctx"], 0, choices), FREE).ram
+    wanted = session_sizes(path, options)
+    assert found.weights == wanted.weights
+    assert abs(found.cache - wanted.cache) < 0.02 * 2**20
+    assert within(0.05, found.compute, wanted.compute)
+
+
 @pytest.mark.parametrize("arch", WINDOWED)
 @pytest.mark.parametrize("swa", ["auto", "full", "small"])
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.gguf.header import pack_header, packed_length, roomy_length
 from ggext.gguf.types import F16, F32, Field, TensorInfo, aligned, tensor_nbytes
+from ggext.llama_cpp_facts.indexer import INDEXED
 from ggext.llama_cpp_facts.recurrent import (
     DELTA_NETS,
     MAMBAS,
@@ -51,7 +52,7 @@ _NORMED_HEADS = (
     "olmo2",
     "olmoe",
 )
-_BIASED_CHOICE = ("dots1", "ernie4_5-moe", "glm4moe", "nemotron_h_moe")
+_BIASED_CHOICE = ("dots1", "ernie4_5-moe", "glm4moe", "nemotron_h_moe", *INDEXED)
 _WITHOUT_GATE = ("phi3", "starcoder2", *NEMOTRONS)
 
 
@@ -102,6 +103,13 @@ _CHOSEN = {
     "leading_dense_block_count": 1,
 }
 
+_INDEXED = {
+    "attention.indexer.head_count": 64,
+    "attention.indexer.key_length": 128,
+    "attention.indexer.top_k": 2048,
+    "expert_gating_func": 2,
+    "expert_weights_norm": True,
+}
 _SECTIONS = {"rope.dimension_sections": [11, 11, 10, 0]}
 _GRANITE_ATTENDS = (5, 15, 25, 35)
 _LFM2_ATTENDS = (2, 5, 8, 10, 12, 14)
@@ -277,6 +285,40 @@ SHAPES = {
         shared_ff=2048,
         dense_lead=3,
         mla=(1536, 512, 64, 128),
+    ),
+    "deepseek-v3.2-6-layers": Shape(
+        "deepseek32",
+        6,
+        7168,
+        128,
+        1,
+        192,
+        18432,
+        129280,
+        experts=(256, 8, 2048),
+        shared_ff=2048,
+        dense_lead=3,
+        mla=(1536, 512, 64, 128),
+        keys=_INDEXED,
+    ),
+    "glm-5-8-layers": Shape(
+        "glm-dsa",
+        8,
+        6144,
+        64,
+        1,
+        256,
+        12288,
+        154880,
+        experts=(256, 8, 2048),
+        shared_ff=2048,
+        dense_lead=3,
+        mla=(2048, 512, 64, 256),
+        keys=_INDEXED
+        | {
+            "attention.indexer.head_count": 32,
+            "attention.indexer.types": [True, True, True] + [False] * 3 + [True, False],
+        },
     ),
     "gpt-oss-20b": Shape(
         "gpt-oss",
@@ -510,6 +552,14 @@ def _latent_attention(
     yield "attn_k_b.weight", (s.head - rope, rank, s.heads)
     yield "attn_v_b.weight", (rank, value, s.heads)
     yield "attn_output.weight", (s.heads * value, s.width)
+    if s.arch in INDEXED:  # some layers need none, and the loader takes it of all
+        size = s.keys["attention.indexer.key_length"]
+        heads = s.keys["attention.indexer.head_count"]
+        yield "indexer.k_norm.weight", (size,)
+        yield "indexer.k_norm.bias", (size,)
+        yield "indexer.proj.weight", (s.width, heads)
+        yield "indexer.attn_k.weight", (s.width, size)
+        yield "indexer.attn_q_b.weight", (q_rank, heads * size)
 
 
 def _norms(s: Shape, recurs: bool) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -22,7 +22,7 @@ from ggext.plan import PlanOptions, plan
 np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
 
-from ggext.runtime import state, store  # noqa: E402
+from ggext.runtime import auto, state, store  # noqa: E402
 from ggext.runtime.auto import open_session  # noqa: E402
 from ggext.runtime.cache import Cache  # noqa: E402
 from ggext.runtime.engine import MemoryOptions, Model, Session, SessionOptions  # noqa: E402
@@ -310,6 +310,18 @@ def test_whole_windows_are_said_and_counted(gemma3: Model) -> None:
     )
     assert half.ram.cache == whole.ram.cache
     assert half.context.whole_windows
+
+
+def test_a_chat_keeps_its_small_windows_where_the_policy_is_chosen(
+    gemma3: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "_PATIENCE", 0.0)
+    monkeypatch.setattr(Model, "chat_template", "a template")
+    for n_ctx, policy in ((2048, "turns"), (256, "stream")):
+        made = SessionOptions(n_ctx=n_ctx, n_batch=32)
+        session, chosen = open_session(gemma3, made, Prefixes())
+        with session:
+            assert chosen.policy == policy
 
 
 def test_a_long_text_gets_landmark_where_the_policy_is_chosen(gemma3: Model) -> None:
