@@ -130,16 +130,7 @@ def architecture(header: GgufFile) -> Architecture:
     """The dimensions of a model. Raises ``GgufError`` for an architecture whose memory is not
     computed here, and for a header that lacks a number or has an impossible one."""
     read = _Numbers(header)
-    known = header.arch in (*DELTA_NETS, *CONVOLUTIONS, *MAMBAS, *INDEXED)
-    plain = known or (
-        header.arch not in _NOT_PLAIN
-        and not any(key.startswith(_NOT_PLAIN_KEYS) for key in read.keys)
-    )
-    if not plain or read.keys.get("attention.causal") is False:
-        raise GgufError(
-            f"{header.path}: what llama.cpp allocates for {header.arch} is not known here: load it "
-            "to see"
-        )
+    _check_known(read)
     layers = read.number("block_count", most=MAX_LAYERS) - read.number(
         "nextn_predict_layers", 0, least=0
     )
@@ -291,6 +282,21 @@ def _indexed(read: _Numbers, layers: int) -> list[int]:
     except ValueError as error:
         raise GgufError(f"{read.header.path}: {error}; the file is damaged") from None
     return [size * flag for flag in chooses]
+
+
+def _check_known(read: _Numbers) -> None:
+    """Raises ``GgufError`` for an architecture whose memory is not computed here."""
+    header = read.header
+    known = header.arch in (*DELTA_NETS, *CONVOLUTIONS, *MAMBAS, *INDEXED)
+    plain = known or (
+        header.arch not in _NOT_PLAIN
+        and not any(key.startswith(_NOT_PLAIN_KEYS) for key in read.keys)
+    )
+    if not plain or read.keys.get("attention.causal") is False:
+        raise GgufError(
+            f"{header.path}: what llama.cpp allocates for {header.arch} is not known here: load it "
+            "to see"
+        )
 
 
 def _window(read: _Numbers, layers: int) -> int:
