@@ -47,6 +47,8 @@ SCALES_OF_TYPE = {
     "IQ4_XS": (0,),
 }
 _QUERY_NORM = "attn_q_norm.weight"
+#: Of an indexer's queries, which the same table rotates: its scores choose by themselves.
+_INDEXER_NORM = "indexer.q_norm.weight"
 _PROJECTIONS = ("attn_q.weight", "attn_q.bias", "attn_qkv.weight", "attn_qkv.bias")
 
 
@@ -118,7 +120,7 @@ def query_tensors(
         )
     kinds = layer_kinds(keys, arch)
     concerned = {str(i) for i, kind in enumerate(kinds) if kind == "scaled"}
-    names = (_QUERY_NORM,) if normed else _PROJECTIONS
+    names = (_QUERY_NORM, _INDEXER_NORM) if normed else _PROJECTIONS
     pattern = re.compile(rf"blk\.(\d+)\.(?:{'|'.join(map(re.escape, names))})")
     layers = {t.name: match[1] for t in tensors if (match := pattern.fullmatch(t.name))}
     queries = [t for t in tensors if layers.get(t.name) in concerned]
@@ -138,7 +140,7 @@ def query_tensors(
 
 
 def is_query_norm(tensor: SourceTensor) -> bool:
-    return tensor.name.endswith(_QUERY_NORM)
+    return tensor.name.endswith((_QUERY_NORM, _INDEXER_NORM))
 
 
 def folded_weights(tensors: Sequence[SourceTensor]) -> dict[str, bytes]:
@@ -184,15 +186,16 @@ def _scaled(
     import numpy as np
 
     rows = tensor.shape[-1]
+    size = rows if tensor.name.endswith(_INDEXER_NORM) else geometry.head_dim
     of_norm = is_query_norm(tensor)  # of one head, or of all
-    heads = max(1, rows // geometry.head_dim) if of_norm else n_heads
-    if rows < heads * geometry.head_dim:
+    heads = max(1, rows // size) if of_norm else n_heads
+    if rows < heads * size:
         raise RopeError(
-            f"tensor {tensor.name} has {rows} rows; {heads} heads of {geometry.head_dim} need more"
+            f"tensor {tensor.name} has {rows} rows; {heads} heads of {size} need more"
         )
     scale = np.ones(rows) if tensor.row_scale is None else tensor.row_scale.copy()
     for head in range(heads):
-        scale[head * geometry.head_dim :][: geometry.n_rot] *= ratio
+        scale[head * size :][: geometry.n_rot] *= ratio
     return replace(tensor, row_scale=scale)
 
 

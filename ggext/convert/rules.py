@@ -27,7 +27,13 @@ _DERIVED_SUFFIXES = (
     "attention.bias",
 )
 #: Architecture that the ``gguf`` package does not know → one whose tensors have the same names.
-_NAMED_AS = {"deepseek32": "glm-dsa", "laguna": "step35", "muse-glimmer": "afmoe"}
+_NAMED_AS = {
+    "deepseek32": "glm-dsa",
+    "hy_v3": "dots1",
+    "laguna": "step35",
+    "minimax-m3": "minimax-m2",
+    "muse-glimmer": "afmoe",
+}
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 _EXPERT_NUMBER = re.compile(r"\.experts\.\d+\.")
 

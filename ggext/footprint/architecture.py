@@ -180,6 +180,21 @@ def architecture(header: GgufFile) -> Architecture:
     )
 
 
+def _check_known(read: _Numbers) -> None:
+    """Raises ``GgufError`` for an architecture whose memory is not computed here."""
+    header = read.header
+    known = header.arch in (*DELTA_NETS, *CONVOLUTIONS, *MAMBAS, *INDEXED)
+    plain = known or (
+        header.arch not in _NOT_PLAIN
+        and not any(key.startswith(_NOT_PLAIN_KEYS) for key in read.keys)
+    )
+    if not plain or read.keys.get("attention.causal") is False:
+        raise GgufError(
+            f"{header.path}: what llama.cpp allocates for {header.arch} is not known here: load it "
+            "to see"
+        )
+
+
 def _under_usual_names(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
     """The norms that Falcon-H1's loader wants without a kind."""
     return {

@@ -148,8 +148,10 @@ class ArchitectureFacts:
     own_values: bool = False
     # whether layers that do not slide rotate half of what the file says
     halves_rotated: bool = False
-    # whether an indexer chooses the tokens that are attended to
-    indexer: bool = False
+    # what an indexer chooses to attend to
+    indexer: Literal["no", "tokens", "blocks"] = "no"
+    # whether the loader asks for neither of a layer's feed-forward parts, plain or of experts
+    optional_feed_forward: bool = False
     # whether layers attend to compressed tokens, with one head of keys that are the values too, and
     # the residual is several streams
     compressed: bool = False
@@ -201,7 +203,7 @@ _DEEPSEEK2 = ArchitectureFacts(
 
 _INDEXED = replace(
     _DEEPSEEK2,
-    indexer=True,
+    indexer="tokens",
     shapes=_LATENT
     | {
         "indexer.k_norm": ("index",),
@@ -278,6 +280,12 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         ),
         "granitemoe": _LLAMA,
         "hunyuan-dense": _PLAIN,
+        "hy_v3": ArchitectureFacts(
+            experts="all",
+            expert_rows="or_share",
+            gating=(0, 1, 2, 3, 4),
+            optional_feed_forward=True,
+        ),
         "internlm2": _PLAIN,
         "laguna": ArchitectureFacts(
             rotates="part",
@@ -318,6 +326,20 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
             experts="all",
             gating=(1, 2, 3, 4),
             shapes=_NORMS_OF_ALL_HEADS,
+        ),
+        "minimax-m3": ArchitectureFacts(
+            rotates="part",
+            experts="all",
+            expert_rows="own",
+            shared_rows="counted",
+            gating=(1, 2, 3, 4),
+            indexer="blocks",
+            shapes={
+                "indexer.q_proj": ("embd", "index_heads*index"),
+                "indexer.k_proj": ("embd", "index"),
+                "indexer.q_norm": ("index",),
+                "indexer.k_norm": ("index",),
+            },
         ),
         "mistral3": _LLAMA,
         "mistral4": _DEEPSEEK2,

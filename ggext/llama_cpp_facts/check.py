@@ -17,6 +17,7 @@ from ggext.llama_cpp_facts.architectures import (
     ArchitectureFacts,
 )
 from ggext.llama_cpp_facts.indexer import choosing_layers
+from ggext.llama_cpp_facts.key_numbers import MOST
 from ggext.llama_cpp_facts.limits import (
     F32,
     I32,
@@ -25,7 +26,7 @@ from ggext.llama_cpp_facts.limits import (
     NVFP4,
 )
 from ggext.llama_cpp_facts.recurrent import attending_layers, recurrent_layers
-from ggext.llama_cpp_facts.sizes import MOST, Sizes, sizes_of
+from ggext.llama_cpp_facts.sizes import Sizes, sizes_of
 
 #: Parts of the names of what is added, normed by or rotated with; ggml's kernels want float32.
 _FLOAT32_PARTS = (
@@ -78,7 +79,9 @@ def problems(
     yield from _values(facts, keys)
     yield from _tensors(facts, whole, sizes, recurs, tensors)
     yield from _mixers(facts, recurs, attends, tensors)
-    if facts.indexer:
+    if facts.optional_feed_forward:
+        yield from _feed_forward(whole.layers, tensors)
+    if facts.indexer == "tokens":
         yield from _indexers(arch, keys, whole.layers, tensors)
 
 
@@ -225,6 +228,26 @@ def _mixers(
                 for names in needed
             ):
                 yield f"layer {layer} has no {', '.join(needed[-1])}"
+
+
+_WIDE = ("gate", "up", "down")
+
+
+def _feed_forward(layers: int, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """The graph takes a layer with a router for one of experts, and reads what is not there."""
+    for layer in range(layers):
+        start = f"blk.{layer}.ffn_"
+        kinds = [""]
+        if f"{start}gate_inp.weight" in tensors:
+            kinds = ["_exps", "_shexp"]
+        needed = [f"{start}{name}{kind}.weight" for kind in kinds for name in _WIDE]
+        both = f"{start}gate_up_exps.weight"
+        if both in tensors:
+            needed = [both, *(name for name in needed if "_exps" not in name)]
+            needed.append(f"{start}down_exps.weight")
+        for name in needed:
+            if name not in tensors:
+                yield f"layer {layer} has no {name.removeprefix(f'blk.{layer}.')}"
 
 
 _OF_INDEXER = tuple(

@@ -1,11 +1,15 @@
 """Which layers of a model choose the tokens that they attend to (``models/glm-dsa.cpp`` and
-``models/deepseek32.cpp`` of llama.cpp); the others take those of the layer before."""
+``models/deepseek32.cpp`` of llama.cpp); the others take those of the layer before. And which models
+choose blocks of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+#: Architectures that choose blocks. Without flash attention, or in a cache that several sequences
+#: share, llama.cpp has them attend to everything, and says so in its log alone.
+IN_BLOCKS = frozenset({"minimax-m3"})
 TYPES = "attention.indexer.types"
 #: Context from which on a file of glm-dsa without the key is taken for GLM 5.2.
 FROM_CONTEXT = 1 << 20

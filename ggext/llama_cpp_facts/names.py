@@ -44,11 +44,11 @@ NOT_WRITTEN: Mapping[str, str] = MappingProxyType(
     )
     | _of("arwkv7 rwkv6 rwkv6qwen2 rwkv7", _NO_JUDGE + "; a recurrent state")
     | _of("jamba mamba mamba2 plamo2", _MAMBA)
-    | _of("dots3note hy_v4 minimax-m3", _SPARSE)
+    | _of("dots3note hy_v4", _SPARSE)
     | _of("bailingmoe3 glm5-next kimi-k3 kimi-linear minimax-01 qwen4exp", _LINEAR)
     | _of(
         "bitnet chameleon cohere2moe dbrx exaone-moe granite_swa graniteswitch hrm_text "
-        "hunyuan-moe hunyuan_vl hy_v3 jais2 mellum paddleocr",
+        "hunyuan-moe hunyuan_vl jais2 mellum paddleocr",
         _LEFT,
     )
 )

@@ -10,6 +10,7 @@ from ggext.llama_cpp_facts.architectures import (
     ArchitectureFacts,
 )
 from ggext.llama_cpp_facts.compressed import ALL, CHOSEN, compress_ratios
+from ggext.llama_cpp_facts.key_numbers import Numbers
 from ggext.llama_cpp_facts.limits import (
     MAX_EXPERTS,
     MAX_LAYERS,
@@ -21,7 +22,6 @@ from ggext.llama_cpp_facts.sliding import (
     window_of,
 )
 
-MOST = 2**31 - 1
 _STREAMS = 4  # of a residual, as the graph asserts
 
 
@@ -38,11 +38,11 @@ def sizes_of(
     if not facts.by_layer:
         sizes = Sizes.of(facts, keys, vocabulary)
         return sizes, [sizes] * sizes.layers
-    layers = _Numbers(keys).number("block_count", most=MAX_LAYERS)
+    layers = Numbers(keys).number("block_count", most=MAX_LAYERS)
     slides = [False] * layers
     if window_of(arch, keys, layers):
         slides = sliding_layers(arch, keys, layers)
-    own = layers - _Numbers(keys).number(SHARED_LAYERS, 0, least=0)
+    own = layers - Numbers(keys).number(SHARED_LAYERS, 0, least=0)
     # what is shared is taken from the last two layers that have their own
     if own < layers and (own < 2 or slides[own - 2 : own] != [True, False]):
         raise ValueError(
@@ -84,7 +84,7 @@ def _at_layer(
         if slides and own is not None:
             at[key] = own
     if facts.halves_rotated:
-        read = _Numbers(keys)
+        read = Numbers(keys)
         rotated = read.number(_ROTATED, keys.get("attention.key_length"))
         own = read.number(f"{_ROTATED}_swa", rotated)
         at[_ROTATED] = own if slides else rotated // 2
@@ -104,7 +104,7 @@ class Sizes:
         cls, facts: ArchitectureFacts, keys: Mapping[str, Any], vocabulary: int
     ) -> Sizes:
         """Raises ValueError where they contradict each other."""
-        read = _Numbers(keys)
+        read = Numbers(keys)
         layers = read.number("block_count", most=MAX_LAYERS)
         trunk = layers - read.number("nextn_predict_layers", 0, least=0)
         if trunk < 1:
@@ -138,7 +138,7 @@ class Sizes:
 
 
 def _heads(
-    facts: ArchitectureFacts, read: _Numbers, layers: int, width: int
+    facts: ArchitectureFacts, read: Numbers, layers: int, width: int
 ) -> dict[str, int]:
     heads = read.same("attention.head_count", layers)
     own = _delta_net(read) if facts.delta_net != "no" else {}
@@ -183,12 +183,12 @@ def _heads(
             f"attention.key_length is {key} and attention.value_length {value}"
         )
     _check_rotation(rot, key, whole=facts.rotates == "whole")
+    if facts.indexer == "blocks":
+        result |= _chosen_blocks(read, kv, rot)
     return result
 
 
-def _compressed(
-    read: _Numbers, heads: Mapping[str, int], layers: int
-) -> dict[str, int]:
+def _compressed(read: Numbers, heads: Mapping[str, int], layers: int) -> dict[str, int]:
     """Keys of one head, compressed ones too, and several residual streams (``deepseek4``)."""
     read.number(WINDOW)
     trunk = layers - read.number("nextn_predict_layers", 0, least=0)
@@ -213,7 +213,7 @@ def _compressed(
     }
 
 
-def _mamba2(facts: ArchitectureFacts, read: _Numbers, width: int) -> dict[str, int]:
+def _mamba2(facts: ArchitectureFacts, read: Numbers, width: int) -> dict[str, int]:
     heads = read.number("ssm.time_step_rank")
     groups = read.number("ssm.group_count")
     state = read.number("ssm.state_size")
@@ -235,7 +235,7 @@ def _mamba2(facts: ArchitectureFacts, read: _Numbers, width: int) -> dict[str, i
     }
 
 
-def _delta_net(read: _Numbers) -> dict[str, int]:
+def _delta_net(read: Numbers) -> dict[str, int]:
     state = read.number("ssm.state_size")
     keys = read.number("ssm.group_count")
     values = read.number("ssm.time_step_rank")
@@ -255,7 +255,7 @@ def _delta_net(read: _Numbers) -> dict[str, int]:
 
 
 def _latent(
-    facts: ArchitectureFacts, read: _Numbers, heads: Mapping[str, int]
+    facts: ArchitectureFacts, read: Numbers, heads: Mapping[str, int]
 ) -> dict[str, int]:
     """Multi-head latent attention; the cache holds one row of all heads, or each head's own."""
     key = heads["key"]
@@ -282,7 +282,7 @@ def _latent(
                 f"{heads['heads']} heads cannot share {heads['kv']} keys and values"
             )
     _check_rotation(rot, head_key - 1, whole=False)
-    chosen = _indexer(read, rot) if facts.indexer else {}
+    chosen = _indexer(read, rot) if facts.indexer == "tokens" else {}
     return chosen | {
         "rank": rank,
         "query_rank": read.number("attention.q_lora_rank", 0, least=0),
@@ -292,7 +292,7 @@ def _latent(
     }
 
 
-def _indexer(read: _Numbers, rot: int) -> dict[str, int]:
+def _indexer(read: Numbers, rot: int) -> dict[str, int]:
     """What chooses tokens; its keys are turned by a Hadamard matrix as large as a head."""
     size = read.number("attention.indexer.key_length", least=max(64, rot))
     if size & (size - 1):
@@ -304,6 +304,24 @@ def _indexer(read: _Numbers, rot: int) -> dict[str, int]:
     return {"index": size, "index_heads": read.number("attention.indexer.head_count")}
 
 
+def _chosen_blocks(read: Numbers, kv: int, rot: int) -> dict[str, int]:
+    """What chooses blocks of tokens, a head for each of keys (``models/minimax-m3.cpp``)."""
+    heads = read.number("attention.indexer.head_count")
+    if heads != kv:
+        raise ValueError(
+            f"attention.indexer.head_count is {heads}, and attention.head_count_kv {kv}"
+        )
+    block = read.number("attention.indexer.block_size")
+    if block & (block - 1):  # positions are padded to it by GGML_PAD
+        raise ValueError(
+            f"attention.indexer.block_size is {block}, and not a power of two"
+        )
+    read.number("attention.indexer.top_k")
+    read.number("attention.indexer.local_blocks", least=0)
+    size = read.number("attention.indexer.key_length", least=rot)
+    return {"index": size, "index_heads": heads}
+
+
 def _check_rotation(rot: int, most: int, *, whole: bool) -> None:
     if rot % 2 or rot > most or (whole and rot != most):
         limit = f"{most}" if whole else f"an even number up to {most}"
@@ -311,7 +329,7 @@ def _check_rotation(rot: int, most: int, *, whole: bool) -> None:
 
 
 def _experts(
-    facts: ArchitectureFacts, read: _Numbers, layers: int, ff: int
+    facts: ArchitectureFacts, read: Numbers, layers: int, ff: int
 ) -> dict[str, int]:
     count = read.number("expert_count", 0, least=0, most=MAX_EXPERTS)
     if facts.experts == "never" or (not count and facts.experts == "some"):
@@ -344,52 +362,3 @@ def _experts(
     elif facts.shared_rows == "as_expert":
         shared = rows
     return {"experts": count, "used": used[0], "expert_ff": rows, "shared_ff": shared}
-
-
-class _Numbers:
-    """An architecture's keys, held to whole numbers in bounds. All raise ValueError."""
-
-    def __init__(self, keys: Mapping[str, Any]) -> None:
-        self.keys = keys
-
-    def number(
-        self, key: str, default: int | None = None, *, least: int = 1, most: int = MOST
-    ) -> int:
-        return self._checked(key, self.keys.get(key, default), least, most)
-
-    def each(self, key: str, layers: int, default: int | None = None) -> list[int]:
-        """One number a layer; the file has one for all, or a list."""
-        value = self.keys.get(key, default)
-        if not isinstance(value, list):
-            return [self._checked(key, value, 0, MOST)] * layers
-        if len(value) != layers:
-            raise ValueError(f"{key} has {len(value)} values for {layers} layers")
-        return [self._checked(key, item, 0, MOST) for item in value]
-
-    def first(self, key: str, layers: int, default: int) -> int:
-        """The first layer's number, which llama.cpp's loaders make all layers' tensors by."""
-        return self.each(key, layers, default)[0]
-
-    def same(
-        self, key: str, layers: int, default: int | None = None, *, skipped: int = -1
-    ) -> int:
-        """A number of at least 1 that all layers have, but for those with the ``skipped`` one."""
-        values = {
-            value for value in self.each(key, layers, default) if value != skipped
-        }
-        if len(values) != 1 or 0 in values:
-            raise ValueError(
-                f"{key} is {self.keys.get(key)!r:.40}, not one number for all layers"
-            )
-        return values.pop()
-
-    def _checked(self, key: str, value: Any, least: int, most: int) -> int:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int)
-            or not least <= value <= most
-        ):
-            raise ValueError(
-                f"{key} is {value!r:.40}, not a number of {least} to {most}"
-            )
-        return value

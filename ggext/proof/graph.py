@@ -168,6 +168,7 @@ def _fit(seen: list[Turn]) -> Executed:
     angles = np.unwrap(angles, axis=0)
     angles -= 2 * np.pi * np.round(angles[:1] / (2 * np.pi))
     inv_freq = np.sum(places * np.nan_to_num(angles), axis=0)
+    inv_freq[np.isnan(angles).all(axis=0)] = np.nan  # a layer of zeros says nothing
     inv_freq = believed + inv_freq / max(1.0, float(np.sum(places**2)))
     unsure = frequency_bound(expected.kernel_table, expected.geometry) + _READING / max(
         1.0, float(places[-1, 0])

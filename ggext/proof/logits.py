@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ggext.errors import GgufError, UsageError
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import prevailing_type, type_name
+from ggext.llama_cpp_facts.indexer import IN_BLOCKS
 from ggext.proof.report import Check, Expected
 
 if TYPE_CHECKING:
@@ -69,8 +70,10 @@ def _logits_of_file(
     from ggext.runtime.engine import Model, Session, SessionOptions
 
     progress(f"llama.cpp: {count} tokens")
-    # 16-bit keys and values would be measured as if they were an error of the file
-    options = SessionOptions(n_ctx=count, kv_type="f32", flash_attention=False)
+    # 16-bit keys and values would be measured as if they were an error of the file; flash
+    # attention has some, and is left out where the model is then the same
+    flash = gguf.arch in IN_BLOCKS
+    options = SessionOptions(n_ctx=count, kv_type="f32", flash_attention=flash)
     with Model.open(gguf.path) as model:
         ids = judge.sample_tokens(model, count)
         with Session(model, options) as session:

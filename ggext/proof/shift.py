@@ -115,15 +115,18 @@ class _KeyNorms:
         """After each shift, of the layer that changed most. Raises ModelError where no shift was
         seen."""
         if not self._changes or any(
-            len(changes) != SHIFTS for changes in self._changes.values()
+            len(changes) % SHIFTS for changes in self._changes.values()
         ):
             raise ModelError(
                 "llama.cpp shifted the cache without a ROPE operation that ggext can see"
             )
-        by_layer = [
-            list(accumulate(changes, operator.mul))
-            for changes in self._changes.values()
-        ]
+        by_layer = []
+        for changes in self._changes.values():
+            caches = len(changes) // SHIFTS  # an indexer's has the same name
+            by_layer += [
+                list(accumulate(changes[cache::caches], operator.mul))
+                for cache in range(caches)
+            ]
         return max(by_layer, key=lambda ratios: abs(math.log(ratios[-1])))
 
 

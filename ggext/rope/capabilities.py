@@ -142,6 +142,7 @@ CAPABILITIES = {
         "norm", loads_rope_freqs=True, rope_factors="longrope"
     ),
     "hunyuan-dense": RopeCapability("neox", query_norm=True, norm_behind=True),
+    "hy_v3": RopeCapability("neox", query_norm=True),
     "internlm2": RopeCapability("norm"),
     "laguna": RopeCapability("neox", query_norm=True, sliding="own_table"),
     "lfm2": RopeCapability("neox", query_norm=True),
@@ -152,6 +153,7 @@ CAPABILITIES = {
     ),
     "mimo2": RopeCapability("neox", sliding="own_base"),
     "minimax-m2": RopeCapability("neox", query_norm=True),
+    "minimax-m3": RopeCapability("neox", query_norm=True, indexer="neox"),
     "minicpm3": RopeCapability("neox", scores="unread", rope_factors="always"),
     "mistral3": RopeCapability(
         "norm",

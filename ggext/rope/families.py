@@ -21,8 +21,8 @@ KIND_NAMES: Mapping[str, Mapping[str, str]] = {
 
 #: Model types of more than text, whose classes have a ``text_config``.
 _COMPOSITE = frozenset(
-    "gemma3 gemma4 glm4v glm4v_moe kimi_k25 llama4 mistral3 muse_glimmer qwen2_vl qwen2_5_vl "
-    "qwen3_vl qwen3_vl_moe qwen3_5 qwen3_5_moe step3p7".split()
+    "gemma3 gemma4 glm4v glm4v_moe kimi_k25 llama4 minimax_m3_vl mistral3 muse_glimmer "
+    "qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe qwen3_5 qwen3_5_moe step3p7".split()
 )
 
 
@@ -216,6 +216,7 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     ),
     "hunyuan_v1_dense": _HUNYUAN,
     "hunyuan_v1_moe": _HUNYUAN,
+    "hy_v3": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 11158840.0}),
     "internlm2": FamilyRule(read_as="llama"),
     "minicpm": FamilyRule(read_as="llama"),
     "minicpm3": FamilyRule(
@@ -241,6 +242,10 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     ),
     "minimax_m2": FamilyRule(
         defaults={"head_dim": 128}, base_defaults={ALL: 5e6}, rotated_key="rotary_dim"
+    ),
+    "minimax_m3_vl_text": FamilyRule(
+        defaults={"head_dim": 128, "max_position_embeddings": 524288},
+        base_defaults={ALL: 5e6},
     ),
     "mimo_v2_flash": FamilyRule(
         defaults={"head_dim": 192, "max_position_embeddings": 131072},

@@ -21,6 +21,7 @@ from ggext.footprint.cache import (
 )
 from ggext.footprint.planner import Choices
 from ggext.llama_cpp_facts.compressed import COMPRESSED
+from ggext.llama_cpp_facts.indexer import IN_BLOCKS
 from ggext.rope.capabilities import LEARNED_POSITIONS
 from ggext.rope.keys import context_parameters
 from ggext.runtime import capacity, llama
@@ -136,6 +137,7 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
     of the cache."""
     _check_heads(model, options.kv_type)
     _check_graph(model, options.kv_type)
+    _check_blocks(model, options)
     if options.dynamic_ntk == "rotate" and model.n_swa:
         raise ModelError(
             f"{model.path} has layers with a sliding window, whose keys are not rotated: take "
@@ -208,7 +210,7 @@ def open_context(
     params.n_ctx = regime.span
     params.n_threads = params.n_threads_batch = plan.threads
     params.type_k = params.type_v = KV_TYPES[options.kv_type]
-    params.flash_attn_type = _flash_attention_type(module, options, plan)
+    params.flash_attn_type = _flash_attention_type(module, model, options, plan)
     params.swa_full = plan.whole_windows
     if options.edits_cache:
         params.n_seq_max, params.kv_unified = (
@@ -245,6 +247,8 @@ def _whole_windows(
 ) -> tuple[bool, list[str]]:
     """Whether sliding windows keep every token, and what the user should know of it. Raises
     ModelError where they would not and must."""
+    if model.architecture in COMPRESSED:  # a text cannot be cut back to more cells
+        return options.windows == "full", []
     policy = options.memory.when_full
     by_memory = whole_windows(options.swa, model.n_swa, n_ctx, n_batch)
     if model.architecture in COMPRESSED and options.swa == "auto":
@@ -305,6 +309,25 @@ def _check_graph(model: Model, kv_type: str) -> None:
         )
 
 
+def _check_blocks(model: Model, options: SessionOptions) -> None:
+    """llama.cpp would attend to everything, which is another model."""
+    if model.architecture not in IN_BLOCKS:
+        return
+    chosen = f"{model.path} attends to blocks of the text that it chooses, which"
+    if options.flash_attention is False:
+        raise ModelError(
+            f"{chosen} llama.cpp does with flash attention alone: leave it to ggext"
+        )
+    if options.edits_cache:
+        name: str = options.memory.when_full
+        if options.dynamic_ntk:
+            name = f"dynamic_ntk={options.dynamic_ntk}"
+        raise ModelError(
+            f"{chosen} llama.cpp does not do in a cache that is edited ({name}): take stop or "
+            "recompute"
+        )
+
+
 def _length(
     model: Model, options: SessionOptions, room: Room | None
 ) -> tuple[int, list[str]]:
@@ -357,6 +380,8 @@ def _flash_attention(
 ) -> bool:
     if options.flash_attention is not None:
         return options.flash_attention
+    if model.architecture in IN_BLOCKS:
+        return True
     return (
         model.offloads or is_quantized(options.kv_type)
         if room is None
@@ -364,8 +389,11 @@ def _flash_attention(
     )
 
 
-def _flash_attention_type(module: Any, options: SessionOptions, plan: Plan) -> int:
+def _flash_attention_type(
+    module: Any, model: Model, options: SessionOptions, plan: Plan
+) -> int:
     """Where nothing needs it, llama.cpp may do without on a device that cannot."""
     needed = options.flash_attention or is_quantized(options.kv_type)
+    needed = needed or model.architecture in IN_BLOCKS
     name = ("ENABLED" if needed else "AUTO") if plan.flash_attention else "DISABLED"
     return int(getattr(module, f"LLAMA_FLASH_ATTN_TYPE_{name}"))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ggext.errors import ModelError
+from ggext.llama_cpp_facts.indexer import IN_BLOCKS
 from ggext.llama_cpp_facts.sliding import SHARED_LAYERS, sliding_layers, window_of
 from ggext.runtime import apart, llama
 from ggext.runtime.closing import Closing
@@ -42,7 +43,7 @@ class Probe(Closing):
             n_ctx=n_ctx,
             n_batch=min(n_ctx, CELLS),
             kv_type="f32",
-            flash_attention=False,
+            flash_attention=model.architecture in IN_BLOCKS,
             eval_callback=self._watcher.callback,
             swa="full",  # positions come in any order
         )

@@ -236,6 +236,27 @@ DELTA_NET = (
             INDEXED | {"indexer_types": ["full", "other"]},
             "indexer_types must name full or shared for each of 2 layers, full first",
         ),
+        *(
+            ("minimax_m3_vl_text", tiny_gguf.IN_BLOCKS | change, message)
+            for change, message in (
+                ({"swiglu_limit": 5.0}, "swiglu_limit is 5.0"),
+                ({"index_block_size": 24}, "is 24; .* has a power of two"),
+                ({"index_n_heads": 4}, "is 4; .* as many as num_key_value_heads, 2"),
+                ({"index_local_blocks": 4}, "is 4 of 3 blocks"),
+                ({"index_head_dim": 8}, "index_head_dim is 8, and 16 dimensions"),
+                ({"rotary_dim": 8}, "rotary_dim is 8, .* it rotates 16 of 16"),
+                ({"shared_intermediate_size": 40}, "multiple of intermediate_size, 32"),
+                ({"mlp_layer_types": ["sparse"] * 2}, "mlp_layer_types differ"),
+                ({"layer_types": ["full_attention"] * 2}, "mlp_layer_types differ"),
+                (
+                    {
+                        "layer_types": ["minimax_m3_sparse", "full_attention"],
+                        "mlp_layer_types": ["sparse", "dense"],
+                    },
+                    "layers without experts first",
+                ),
+            )
+        ),
         ("glm4v", GLM4V, r"mrope_section is \(8, 0, 8\)"),
         ("minicpm3", LATENT | {"mlp_bias": True}, "minicpm3 adds no bias there"),
         (

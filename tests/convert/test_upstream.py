@@ -1,4 +1,4 @@
-"""Sixteen families next to llama.cpp's own converter: the same tensors bit for bit, every other
+"""Twenty-one families next to llama.cpp's own converter: the same tensors bit for bit, every other
 difference with its reason.
 
 ``GGEXT_LLAMA_CPP``: a checkout of llama.cpp. Its converter takes some seconds to start, for each
@@ -47,6 +47,13 @@ def llama_cpp() -> Path:
             "granitemoehybrid-mamba",
             "mpt",
             "qwen3_vl_moe",
+        ),
+        *(
+            "deepseek_v32",
+            "gemma4_text",
+            "glm_moe_dsa",
+            "hy_v3",
+            "minimax_m3_vl-dense",
         ),
     ],
 )

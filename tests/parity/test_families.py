@@ -85,6 +85,32 @@ def test_the_rest_is_the_activation(
     assert found[1] <= rest < found[0]
 
 
+def test_the_rest_is_rounding_in_layers_that_choose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp's flash attention has keys and values in float16 there: with that in transformers
+    the logits agree as closely as those of other families."""
+    import transformers.models.minimax_m3_vl.modeling_minimax_m3_vl as judged
+
+    usual = judged.eager_attention_forward
+
+    def rounded(module: Any, query: Any, key: Any, value: Any, *rest: Any, **more: Any):
+        if module.indexer is None:
+            key, value = (states.half().float() for states in (key, value))
+        return usual(module, query, key, value, *rest, **more)
+
+    row = ROWS["minimax_m3_vl-dense"]
+    checkpoint = make_model(tmp_path / "model", row.model_type, **row.config)
+    out = tmp_path / "out.gguf"
+    convert(ConvertOptions(checkpoint, out))
+    found = []
+    for attention in (usual, rounded):
+        monkeypatch.setattr(judged, "eager_attention_forward", attention)
+        report = verify(out, checkpoint, levels=["logits"])
+        found.append(max(check.value for check in report.checks))
+    assert found[1] <= 1e-7 < 1e-6 < found[0], found
+
+
 def _metadata(checkpoint: Path) -> dict[str, Any]:
     planned = plan(ConvertOptions(checkpoint, checkpoint.parent / "planned.gguf"))
     names = {f"tensor {t.name}": (t.shape, t.type) for t in planned.tensors}

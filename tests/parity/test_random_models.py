@@ -19,6 +19,7 @@ from renamed import RENAMED, rename
 
 from ggext.convert import ConvertOptions, convert
 from ggext.errors import GgextError
+from ggext.llama_cpp_facts.indexer import IN_BLOCKS
 from ggext.proof.reference import divergence, judge_class
 
 pytest.importorskip("llama_cpp")
@@ -102,7 +103,12 @@ def _divergence(path: Path, ids: list[int], expected: Any) -> float:
     with (
         Model.open(path) as model,
         Session(
-            model, SessionOptions(n_ctx=len(ids), kv_type="f32", flash_attention=False)
+            model,
+            SessionOptions(
+                n_ctx=len(ids),
+                kv_type="f32",
+                flash_attention=model.architecture in IN_BLOCKS,
+            ),
         ) as session,
     ):
         kl, _ = divergence(expected, session.logits(ids))

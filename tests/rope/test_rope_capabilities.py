@@ -12,6 +12,7 @@ import pytest
 from tiny_gguf import HEAD, base_of, write_random
 
 from ggext.errors import GgufError, ModelError, RopeError
+from ggext.llama_cpp_facts.indexer import IN_BLOCKS
 from ggext.rope.capabilities import CAPABILITIES
 from ggext.rope.decode import decode
 from ggext.rope.encode import encode
@@ -38,12 +39,11 @@ TOKENS = [(7 * i) % 300 + 3 for i in range(100)]
 def logits(path: Path, **options: Any) -> np.ndarray[Any, Any]:
     from ggext.runtime.engine import Model, Session, SessionOptions
 
-    options = {"n_ctx": 128, "kv_type": "f32", "flash_attention": False} | options
-    with (
-        Model.open(path) as model,
-        Session(model, SessionOptions(**options)) as session,
-    ):
-        return session.logits(TOKENS)
+    options = {"n_ctx": 128, "kv_type": "f32"} | options
+    with Model.open(path) as model:
+        options["flash_attention"] = model.architecture in IN_BLOCKS
+        with Session(model, SessionOptions(**options)) as session:
+            return session.logits(TOKENS)
 
 
 class Library:

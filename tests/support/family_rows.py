@@ -147,6 +147,31 @@ _INDEXED: dict[str, Any] = {
     "index_n_heads": 16,
     "index_topk": 24,
 }
+_IN_BLOCKS: dict[str, Any] = {
+    "head_dim": 32,
+    "intermediate_size": 48,
+    "dense_intermediate_size": 96,
+    "shared_intermediate_size": 96,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "index_n_heads": 2,
+    "index_head_dim": 32,
+    "index_block_size": 16,
+    "index_topk_blocks": 3,
+    "layer_types": ["minimax_m3_sparse"] * 2,
+    "mlp_layer_types": ["sparse"] * 2,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+        "partial_rotary_factor": 0.5,
+    },
+}
+_HY_V3: dict[str, Any] = {
+    "head_dim": 48,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+}
 _SHARED_CHOICE: dict[str, Any] = {
     "num_hidden_layers": 4,
     "indexer_types": ["full", "shared", "full", "shared"],
@@ -355,6 +380,13 @@ SEES_KIMI = {
     "intermediate_size": 32,
     "pos_emb_height": 4,
     "pos_emb_width": 4,
+}
+SEES_MINIMAX = {
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "intermediate_size": 32,
+    "image_size": 28,
 }
 SEES_GLM4 = {
     "depth": 1,
@@ -781,6 +813,18 @@ ROWS = {
         None,
         beyond=False,
     ),
+    "hy_v3": Row("hy_v3", _HY_V3),
+    "hy_v3-tied": Row(
+        "hy_v3",
+        _HY_V3
+        | {
+            "num_hidden_layers": 4,
+            "mlp_layer_types": ["sparse", "dense", "sparse", "sparse"],
+            "num_shared_experts": 2,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
     "internlm2": Row("llama", renamed="internlm2"),
     "internlm2-groups": Row(
         "llama",
@@ -886,6 +930,25 @@ ROWS = {
             "num_experts_per_tok": 2,
             "rotary_dim": 24,
         },
+    ),
+    "minimax_m3_vl": Row("minimax_m3_vl", _IN_BLOCKS | {"vision_config": SEES_MINIMAX}),
+    "minimax_m3_vl-dense": Row(
+        "minimax_m3_vl",
+        _IN_BLOCKS
+        | {
+            "num_hidden_layers": 3,
+            "layer_types": ["full_attention"] + ["minimax_m3_sparse"] * 2,
+            "mlp_layer_types": ["dense"] + ["sparse"] * 2,
+            # all are chosen, so that rounding makes no other choice
+            "index_topk_blocks": 16,
+            "num_local_experts": 2,
+            "vision_config": SEES_MINIMAX,
+        },
+        bound=3e-5,
+    ),
+    "minimax_m3_vl_text": Row(
+        "minimax_m3_vl_text",
+        _IN_BLOCKS | {"index_head_dim": 48, "index_local_blocks": 2},
     ),
     "minicpm3": Row("minicpm3", _MINICPM3),
     "minicpm3-own": Row(

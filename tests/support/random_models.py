@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from family_rows import ROWS, sections
-from tiny import VOCABULARY, fill_what_is_zero, write_tokenizer
+from tiny import NARROW, VOCABULARY, fill_what_is_zero, write_tokenizer
 
 from ggext.proof.reference import judge_class
 
@@ -167,12 +167,12 @@ def random_model_config(model_type: str, random: Random) -> Any:
         text["rope_parameters"] = _in_sections(text, 1.0, random)
     vision = dict(row.config["vision_config"])
     size_key = "out_hidden_size" if "out_hidden_size" in vision else "hidden_size"
-    if text_type not in ("muse_glimmer_text", "step3p5"):
+    if text_type not in ("minimax_m3_vl_text", "muse_glimmer_text", "step3p5"):
         vision[size_key] = text["hidden_size"]
     if text_type in ("qwen2_vl_text", "qwen2_5_vl_text"):  # llama.cpp computes with 0
         text["rms_norm_eps"] = random.choice((0.0, 1e-6, 1e-6, 1e-5))
     tied = text.pop("tie_word_embeddings", random.random() < 0.3)
-    more = {"projection_hidden_size": 32} if model_type == "kimi_k25" else {}
+    more = NARROW.get(model_type, {})
     return AutoConfig.for_model(
         model_type,
         text_config=text,
@@ -339,6 +339,22 @@ def _what_belongs_together(
     if model_type == "glm_moe_dsa":
         kinds = random.choices(("full", "shared"), k=layers - 1)
         fixed["indexer_types"] = ["full", *kinds]
+    if model_type == "minimax_m3_vl_text":
+        size = random.choice((32, 48))
+        dense = random.random() < 0.05  # which would be refused
+        kinds = ["full_attention" if dense else "minimax_m3_sparse"] * layers
+        fixed |= {
+            "intermediate_size": size,
+            "shared_intermediate_size": size * random.choice((1, 2)),
+            "dense_intermediate_size": 96,
+            "index_n_heads": config["num_key_value_heads"],
+            "index_head_dim": random.choice((48, 64)),
+            "index_block_size": random.choice((8, 16, 16, 32, 24)),
+            "index_topk_blocks": random.choice((2, 3, 16)),
+            "index_local_blocks": random.choice((0, 1, 2)),
+            "layer_types": kinds,
+            "mlp_layer_types": ["sparse"] * layers,
+        }
     if model_type == "deepseek_v4":
         fixed |= _compressed(layers, heads, random)
     if model_type == "falcon_h1":

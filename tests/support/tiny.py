@@ -56,6 +56,11 @@ SIZES: dict[str, Any] = {
 }
 
 
+#: What a model that sees says outside of its parts.
+NARROW = {
+    "kimi_k25": {"projection_hidden_size": 32},
+    "minimax_m3_vl": {"projector_hidden_size": 32},
+}
 _OTHER_NAMES = (
     "num_hidden_layers num_attention_heads num_key_value_heads intermediate_size "
     "max_position_embeddings"
@@ -80,7 +85,7 @@ def small_config(model_type: str, **config: Any) -> Any:
     if vision is None:
         return AutoConfig.for_model(model_type, **values)
     tied = values["tie_word_embeddings"]
-    more = {"projection_hidden_size": 32} if model_type == "kimi_k25" else {}
+    more = NARROW.get(model_type, {})
     return AutoConfig.for_model(
         model_type,
         text_config=values,

@@ -175,6 +175,20 @@ LATENT = {
     "n_group": 1,
     "topk_group": 1,
 }
+IN_BLOCKS = {
+    "head_dim": HEAD,
+    "intermediate_size": 32,
+    "dense_intermediate_size": 96,
+    "shared_intermediate_size": 32,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "index_n_heads": N_KV,
+    "index_head_dim": HEAD,
+    "index_block_size": 16,
+    "index_topk_blocks": 3,
+    "layer_types": ["full_attention", "minimax_m3_sparse"],
+    "mlp_layer_types": ["dense", "sparse"],
+}
 INDEXED = {"index_head_dim": 64, "index_n_heads": 16, "index_topk": 24}
 #: Architecture → a family that is converted to it, and what its configuration needs to be as small
 #: as the others.
@@ -378,10 +392,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "hy_v3": (
+        "hy_v3",
+        {
+            "head_dim": HEAD,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+        },
+    ),
     "minimax-m2": (
         "minimax_m2",
         {"head_dim": HEAD, "num_local_experts": 4, "num_experts_per_tok": 2},
     ),
+    "minimax-m3": ("minimax_m3_vl_text", IN_BLOCKS),
     "mistral4": (
         "mistral4",
         LATENT
@@ -514,6 +538,8 @@ def _converted(arch: str, size: Size) -> GgufFile:
     }
     if config.get("num_key_value_heads") == N_HEADS:  # as many as heads
         config = config | {"num_key_value_heads": size.n_heads}
+    if config.get("index_n_heads") == N_KV:  # as many as keys
+        config = config | {"index_n_heads": size.n_kv}
     folder = Path(_FOLDER.name, f"{arch}-{size.n_embd}")
     model = make_model(
         folder / "model", RENAMED.get(model_type, model_type), **sizes | config

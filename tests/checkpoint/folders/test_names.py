@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checkpoint_folders import change_config, converted, load
 from family_rows import ROWS
-from tiny import small_config, write_tokenizer
+from tiny import make_model, small_config, write_tokenizer
+
+from ggext.errors import CheckpointError
+from ggext.gguf.open import read_gguf
 
 pytest.importorskip("transformers")
 numpy_files = pytest.importorskip("safetensors.numpy")
@@ -25,6 +30,7 @@ _SAVED = sorted(
         "glm4_moe_lite",
         "gpt_neox",
         "gpt_oss",
+        "hy_v3",
         "granitemoe",
         "granitemoeshared",
         "lfm2_moe",
@@ -56,6 +62,51 @@ def test_names_that_transformers_has_in_memory(model_type: str, tmp_path: Path) 
     (published, first), (memory, second) = made
     assert published != memory or model_type in ("llama4_text", "gpt_oss")
     assert first == second
+
+
+def test_minimax_m3_as_it_is_published(tmp_path: Path) -> None:
+    """Keys that transformers reads and does not save."""
+    row = ROWS["minimax_m3_vl-dense"]
+    saved = make_model(tmp_path / "saved", row.model_type, **row.config)
+    published = tmp_path / "published"
+    shutil.copytree(saved, published)
+    config = json.loads((saved / "config.json").read_text())
+    text = config["text_config"]
+    of_blocks = {
+        "use_sparse_attention": True,
+        "sparse_num_index_heads": text.pop("index_n_heads"),
+        "sparse_index_dim": text.pop("index_head_dim"),
+        "sparse_block_size": text.pop("index_block_size"),
+        "sparse_topk_blocks": text.pop("index_topk_blocks"),
+        "sparse_local_block": text.pop("index_local_blocks"),
+        "sparse_init_block": 0,
+        "sparse_score_type": "max",
+        "sparse_attention_freq": [0, 1, 1],
+    }
+    del text["layer_types"], text["mlp_layer_types"]
+    text |= {
+        "sparse_attention_config": of_blocks,
+        "moe_layer_freq": [0, 1, 1],
+        "rotary_dim": 16,
+        "partial_rotary_factor": 0.5,
+        "hidden_act": "swigluoai",
+        "scoring_func": "sigmoid",
+        "use_gemma_norm": True,
+    }
+    (published / "config.json").write_text(json.dumps(config))
+    names = set(load(saved))
+    assert "language_model.model.layers.1.self_attn.index_q_proj.weight" in names
+    files = [tmp_path / "published.gguf", tmp_path / "saved.gguf"]
+    tensors = [
+        converted(folder, out)[0]
+        for folder, out in zip((published, saved), files, strict=True)
+    ]
+    assert tensors[0] == tensors[1]
+    assert read_gguf(files[0]).arch_keys() == read_gguf(files[1]).arch_keys()
+    config["text_config"]["sparse_attention_config"]["sparse_init_block"] = 1
+    (published / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="sparse_init_block is 1"):
+        converted(published, tmp_path / "other.gguf")
 
 
 @pytest.mark.parametrize(
