@@ -219,7 +219,7 @@ def converse(
 
     screen = Script(*questions)
     typed = ChatInput(None, (), is_chat=True)
-    monkeypatch.setattr("ggext.cli.chat.asked", lambda *_, **__: typed)
+    monkeypatch.setattr("ggext.cli.chat.parse_input", lambda *_, **__: typed)
     monkeypatch.setattr(terminal, "open_screen", lambda _: screen)
     main.main(["chat", *arguments], standalone_mode=False)
     return screen.lines
