@@ -299,21 +299,6 @@ def _indexed(read: _Numbers, layers: int) -> list[int]:
     return [size * flag for flag in chooses]
 
 
-def _check_known(read: _Numbers) -> None:
-    """Raises ``GgufError`` for an architecture whose memory is not computed here."""
-    header = read.header
-    known = header.arch in (*DELTA_NETS, *CONVOLUTIONS, *MAMBAS, *INDEXED)
-    plain = known or (
-        header.arch not in _NOT_PLAIN
-        and not any(key.startswith(_NOT_PLAIN_KEYS) for key in read.keys)
-    )
-    if not plain or read.keys.get("attention.causal") is False:
-        raise GgufError(
-            f"{header.path}: what llama.cpp allocates for {header.arch} is not known here: load it "
-            "to see"
-        )
-
-
 def _window(read: _Numbers, layers: int) -> int:
     window = window_of(read.header.arch, read.keys, layers)
     return read.number(WINDOW, window, least=0) if window else 0
