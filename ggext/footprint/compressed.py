@@ -16,12 +16,14 @@ _LEAST = 64  # side of the smallest rotation of keys
 
 
 class Kind(NamedTuple):
-    """A kind of compressed cache. ``ratio``: tokens that become one, ``size``: values of its keys,
-    ``overlap``: whether a block takes half of what it is made of from the one before."""
+    """A kind of compressed cache."""
 
     name: str
+    # Tokens that become one.
     ratio: int
+    # Values of its keys.
     size: int
+    # Whether a block takes half of what it is made of from the one before.
     overlap: bool
 
     @property
@@ -141,10 +143,13 @@ class Compressed(Nodes):
         self, layer: Layer, q: Tensor, mask: Tensor | None, positions: Tensor
     ) -> Tensor:
         """Attention to the window's tokens and, where there is a ``mask`` of them, the compressed
-        ones, whose keys are copied behind the others. The keys are the values."""
-        raw, flash = self.window.mask, self.context.flash_attention
-        # what only the cache goes into needs some node to come after
-        count, keys = raw.shape[0], positions
+        ones, whose keys are copied after the others. The keys are the values."""
+        flash = self.context.flash_attention
+        raw = self.window.mask
+        count = raw.shape[0]
+        keys = (
+            positions  # stands for the cache, which takes nothing of the graph's memory
+        )
         row = tensor_nbytes("key", (layer.key,), KV_TYPES[self.context.kv_type])
         if mask is not None:
             count += mask.shape[0]

@@ -28,7 +28,8 @@ class Streams(Nodes):
     def before(self, at: str, kind: str, x: Tensor) -> Mixture:
         """``kind``: attn or ffn."""
         count = self.arch.streams
-        mixes, shape = self._mixes(x, f"{at}hc_{kind}_fn"), (count, self.n)
+        shape = (count, self.n)
+        mixes = self._mixes(x, f"{at}hc_{kind}_fn")
         read, back = (
             self.same(self.same(self.op(shape, self.view(mixes, shape)))) for _ in "ab"
         )
