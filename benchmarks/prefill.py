@@ -1,9 +1,9 @@
 """Reading and writing behind many cached tokens, with flash attention and without, and how soon a
 cancel is seen.
 
-    python benchmarks/prefill.py SHAPE ... [--layers 2] [--threads 2] [--depths 0,2048,8192,32768]
-    [--rounds 5] python benchmarks/prefill.py SHAPE ... --cancels 40 [--batch 64] python
-    benchmarks/prefill.py SHAPE ... --nodes 1,8,16,32,64 [--flash]
+    python benchmarks/prefill.py SHAPE ... [--layers 2] [--threads 2] [--depths 0,2048] [--rounds 5]
+    python benchmarks/prefill.py SHAPE ... --cancels 40 [--batch 64]
+    python benchmarks/prefill.py SHAPE ... --nodes 1,8,16,32,64 [--flash]
 
 SHAPE: one of `shaped_model.SHAPES`, Q4_0 (or ``--type``) with random weights, made here; fewer
 layers leave each operation as it is. The cache is filled with copies of 512 tokens, f16. Read are

@@ -6,6 +6,7 @@ Installed as ``ggext.converters``; import it under that name only.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ggext.checkpoint.config import Config
 
 
+_LONG_NAME = 64
 #: Ends of the names in ``architectures`` of what has another head than a language model's.
 _OTHER_HEADS = {
     "ForSequenceClassification": "a classifier",
@@ -59,7 +61,7 @@ def known_families() -> tuple[str, ...]:
 
 
 def family_of(config: Config) -> Family:
-    """The converter of a checkpoint. Raises ``CheckpointError`` naming the known families."""
+    """The converter of a checkpoint. Raises ``CheckpointError`` naming families that are near."""
     model_type = config.string("model_type")
     if model_type in REFUSED:
         raise CheckpointError(
@@ -69,13 +71,22 @@ def family_of(config: Config) -> Family:
     if model_type not in known_families():
         raise CheckpointError(
             f"{config.source}: model_type {quote(model_type)} is not a family that ggext converts; "
-            "--via-llama-cpp FOLDER runs llama.cpp's own converter from its source; known: "
-            f"{', '.join(known_families())}"
+            "--via-llama-cpp FOLDER runs llama.cpp's own converter from its source; "
+            f"{_near(model_type)}"
         )
     _check_is_language_model(config)
     module = import_module(f"ggext.converters.{model_type}")
     family: Family = module.FAMILY.of(config)
     return family
+
+
+def _near(model_type: str) -> str:
+    """The families whose names look like one that is not known, or how many there are."""
+    known = known_families()
+    near = get_close_matches(model_type[:_LONG_NAME], known, n=5)
+    if near:
+        return f"near: {', '.join(near)}"
+    return f"docs/families.md lists the {len(known)} that are"
 
 
 def _check_is_language_model(config: Config) -> None:

@@ -68,7 +68,15 @@ def test_the_error_says_the_way_out(mystery: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "model_type 'mystery' is not a family that ggext converts; " in result.stderr
     assert "--via-llama-cpp FOLDER runs llama.cpp's own converter" in result.stderr
-    assert f"known: {', '.join(known_families())}" in result.stderr
+    count = f"docs/families.md lists the {len(known_families())} that are"
+    assert count in result.stderr
+
+
+def test_names_that_are_near_are_said(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gemma5"}')
+    result = ggext("convert", tmp_path, tmp_path / "x.gguf")
+    assert result.exit_code == 1
+    assert "; near: gemma, gemma4, gemma3, gemma2" in result.stderr
 
 
 def test_its_file_is_baked_and_verified(

@@ -38,7 +38,7 @@ def test_weights_that_end_the_quantizer_are_refused_in_a_sentence(
     with pytest.raises(
         EngineDiedError, match=r"huge\.gguf is not quantized to IQ3_S"
     ) as died:
-        quantizer.quantize(model, out, IQ3_S, threads=1)
+        quantizer.quantize(model, out, IQ3_S)
     assert died.value.signal == "SIGABRT"
     assert "\n" not in str(died.value)
     assert out.read_text() == "old"

@@ -126,9 +126,10 @@ def test_an_interrupted_session_goes_on(
         session.evaluate(list(range(3, 20)))
         expected = session.logits([5, 6, 7])
         watcher = session.cache.queries
+        layers = session.cache.rotation().layers
         look = watcher._look
         monkeypatch.setattr(watcher, "_look", lambda *a: (interrupt(), look(*a))[1])
-        with watcher.watching(), pytest.raises(KeyboardInterrupt):
+        with watcher.watching(layers), pytest.raises(KeyboardInterrupt):
             session.evaluate(list(range(20, 30)))
         monkeypatch.setattr(watcher, "_look", look)
         assert (session.logits([5, 6, 7]) == expected).all()
