@@ -26,6 +26,7 @@ MEASURED = frozenset(
         "cohere2",
         "deepseek2",
         "deepseek32",
+        "deepseek4",
         "dots1",
         "ernie4_5-moe",
         "falcon-h1",

@@ -9,6 +9,11 @@ from typing import Any
 from ggext.errors import GgufError
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import TensorInfo
+from ggext.llama_cpp_facts.compressed import (
+    CHOSEN,
+    COMPRESSED,
+    compress_ratios,
+)
 from ggext.llama_cpp_facts.indexer import INDEXED, choosing_layers
 from ggext.llama_cpp_facts.limits import MAX_EXPERTS, MAX_LAYERS
 from ggext.llama_cpp_facts.recurrent import (
@@ -62,6 +67,8 @@ class Layer:
     shares: bool = False
     # values of the key by which an indexer chooses the tokens that are attended to; 0: it has none
     indexed: int = 0
+    # tokens that become one, next to the window; 0: the layer has the window alone
+    ratio: int = 0
 
     @property
     def recurs(self) -> bool:
@@ -109,6 +116,8 @@ class Architecture:
     # Of each token.
     experts_used: int
     context: int
+    # Residual streams next to each other; 0: there is one, as usual.
+    streams: int
     keys: Mapping[str, Any]
     # Those of the file, by name.
     tensors: Mapping[str, TensorInfo]
@@ -154,11 +163,12 @@ def architecture(header: GgufFile) -> Architecture:
     kv_heads = read.each("attention.head_count_kv", layers, heads)
     sizes = [_head_sizes(read, head, latent, swa) for swa in slides]
     states, attends = _states(read, layers, width)
+    ratios, streams = _compressed(read, layers)
     own = layers - read.number(SHARED_LAYERS, 0, least=0)
     experts_used = 0
     if "expert_count" in read.keys:
         experts_used = read.number("expert_used_count", least=1, most=MAX_EXPERTS)
-    indexed = _indexed(read, layers)
+    indexed = _indexed(read, layers, ratios)
     return Architecture(
         name=header.arch,
         layers=tuple(
@@ -166,6 +176,7 @@ def architecture(header: GgufFile) -> Architecture:
                 *(heads[i], kv_heads[i] * attends[i], *sizes[i], slides[i], *states[i]),
                 shares=i >= own,
                 indexed=indexed[i],
+                ratio=ratios[i],
             )
             for i in range(layers)
         ),
@@ -175,6 +186,7 @@ def architecture(header: GgufFile) -> Architecture:
         latent=latent,
         experts_used=experts_used,
         context=read.number("context_length"),
+        streams=streams,
         keys=read.keys,
         tensors={**header.tensors, **_under_usual_names(header.tensors)},
     )
@@ -183,7 +195,7 @@ def architecture(header: GgufFile) -> Architecture:
 def _check_known(read: _Numbers) -> None:
     """Raises ``GgufError`` for an architecture whose memory is not computed here."""
     header = read.header
-    known = header.arch in (*DELTA_NETS, *CONVOLUTIONS, *MAMBAS, *INDEXED)
+    known = header.arch in (*DELTA_NETS, *CONVOLUTIONS, *MAMBAS, *INDEXED, *COMPRESSED)
     plain = known or (
         header.arch not in _NOT_PLAIN
         and not any(key.startswith(_NOT_PLAIN_KEYS) for key in read.keys)
@@ -285,13 +297,28 @@ def _states(
     return [size if flag else (0, 0) for flag in recurs], attends
 
 
-def _indexed(read: _Numbers, layers: int) -> list[int]:
+def _compressed(read: _Numbers, layers: int) -> tuple[list[int], int]:
+    """Of each layer how many tokens become one; and the residual streams."""
+    if read.header.arch not in COMPRESSED:
+        return [0] * layers, 0
+    for key in ("group_count", "lora_rank"):  # which the graph is built with
+        read.number(f"attention.output_{key}")
+    try:
+        ratios = compress_ratios(read.keys, layers)
+    except ValueError as error:
+        raise GgufError(f"{read.header.path}: {error}") from None
+    return ratios, read.number("hyper_connection.count", most=1 << 10)
+
+
+def _indexed(read: _Numbers, layers: int, ratios: list[int]) -> list[int]:
     """Values of the key of each layer's indexer."""
-    if read.header.arch not in INDEXED:
+    if read.header.arch not in (*INDEXED, *COMPRESSED):
         return [0] * layers
     for key in ("head_count", "top_k"):  # which the graph is built with
         read.number(f"attention.indexer.{key}")
     size = read.number("attention.indexer.key_length")
+    if read.header.arch in COMPRESSED:
+        return [size * (ratio == CHOSEN) for ratio in ratios]
     try:
         chooses = choosing_layers(read.header.arch, read.keys, layers)
     except ValueError as error:
@@ -305,6 +332,8 @@ def _window(read: _Numbers, layers: int) -> int:
 
 
 def _slides(read: _Numbers, layers: int) -> list[bool]:
+    if read.header.arch in COMPRESSED:  # compressed tokens are in caches of their own
+        return [True] * layers
     try:
         return sliding_layers(read.header.arch, read.keys, layers)
     except ValueError as error:
@@ -319,6 +348,8 @@ def _head_sizes(
     key, value = (
         read.number(f"attention.{kind}_length", head) for kind in ("key", "value")
     )
+    if read.header.arch in COMPRESSED:  # one head of keys that are the values too
+        return key, 0
     if slides:
         key, value = (
             read.number(f"attention.{kind}_length_swa", size)

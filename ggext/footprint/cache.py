@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from ggext.errors import UsageError
 from ggext.footprint.architecture import Architecture, Layer
 from ggext.gguf.types import tensor_nbytes
+from ggext.llama_cpp_facts.compressed import ALL, CHOSEN
 
 #: llama.cpp rounds the context, by which it picks LongRoPE's table, and a window's cache up to a
 #: multiple of this.
@@ -131,16 +132,29 @@ def cache_bytes(arch: Architecture, context: Context) -> list[int]:
             states
             + _bytes(layer.key_row, layer.key, count, context)
             + _bytes(value_row, layer.value, count, context)
-            + _bytes(layer.indexed, layer.indexed, context.cells, context)
+            + _chosen_and_compressed(layer, context)
         )
     return sizes
+
+
+def compressed_cells(ratio: int, context: Context) -> int:
+    """Tokens that the cache of a layer holds whose every ``ratio`` tokens become one."""
+    return _padded(-(-context.cells // ratio))
+
+
+def _chosen_and_compressed(layer: Layer, context: Context) -> int:
+    """Bytes of an indexer's keys, and of those of compressed tokens."""
+    count = compressed_cells(max(layer.ratio, 1), context)
+    rows = (layer.indexed, layer.key * (layer.ratio > 0))
+    return sum(_bytes(row, row, count, context) for row in rows)
 
 
 def checkpoint_bytes(arch: Architecture, context: Context) -> int:
     """Bytes of the copies that the engine keeps next to small windows and states, when there are as
     many as there can be."""
     states = CHECKPOINTS * sum(map(_state_bytes, arch.layers))
-    if context.whole_windows or not arch.window:
+    # compressed tokens are copied with their windows' cells, whatever those are
+    if not arch.window or (context.whole_windows and not arch.streams):
         return states
     count = CHECKPOINTS * min(arch.window, context.tokens)
     rows = (
@@ -153,9 +167,13 @@ def checkpoint_bytes(arch: Architecture, context: Context) -> int:
 
 
 def _state_bytes(layer: Layer) -> int:
-    return 4 * (
-        layer.convolved + layer.state
-    )  # float32, whatever the type of keys and values
+    """In float32, whatever the type of keys and values."""
+    values = layer.convolved + layer.state
+    if layer.ratio == ALL:  # a block's rows and their scores
+        values += 2 * ALL * layer.key
+    elif layer.ratio:  # two blocks, which overlap: each row has a half for either
+        values += 2 * 2 * CHOSEN * 2 * (layer.key + layer.indexed)
+    return 4 * values
 
 
 def _bytes(row: int, head: int, count: int, context: Context) -> int:

@@ -89,8 +89,10 @@ class FeedForward(Nodes):
         late = self.arch.name == "gpt-oss"  # the softmax comes after the choice
         scores = scores if late else self.same(scores)
         biased = self.same(scores) if self.arch.has(f"{at}exp_probs_b.bias") else scores
-        sorted_ = self.op(scores.shape, biased)
-        chosen = self.view(sorted_, (used, n))
+        if self.arch.has(f"{at}ffn_gate_tid2eid.weight"):  # by the token's number
+            chosen = self.op((used, n), self.tokens)
+        else:
+            chosen = self.view(self.op(scores.shape, biased), (used, n))
         weights = self.op((1, used, n), self.view(scores, (1, *scores.shape)), chosen)
         if late:
             weights = self.view(self.same(self.view(weights, (used, n))), (1, used, n))

@@ -12,9 +12,11 @@ from typing import NamedTuple
 from ggext.footprint.allocator import Graph, Tensor
 from ggext.footprint.architecture import Architecture, Layer
 from ggext.footprint.cache import Context, cells, is_quantized
+from ggext.footprint.compressed import Compressed
 from ggext.footprint.feed_forward import FeedForward
 from ggext.footprint.indexed import Indexed
 from ggext.footprint.recurrent import Recurrent
+from ggext.footprint.streams import Streams
 from ggext.llama_cpp_facts.recurrent import (
     CONVOLUTIONS,
     DELTA_NETS,
@@ -59,7 +61,7 @@ class _Inputs(NamedTuple):
     value_rotation: Tensor | None
 
 
-class _Builder(Recurrent, FeedForward, Indexed):
+class _Builder(Recurrent, FeedForward, Indexed, Compressed, Streams):
     def __init__(self, arch: Architecture, context: Context) -> None:
         super().__init__(arch, context)
         self.positions = Tensor((self.n,))
@@ -70,13 +72,13 @@ class _Builder(Recurrent, FeedForward, Indexed):
         }
 
     def build(self) -> Graph:
-        current = self.graph.expand(
-            self.op((self.arch.width, self.n), Tensor((self.n,)))
-        )
+        current = self.graph.expand(self.op((self.arch.width, self.n), self.tokens))
         self.make_layer_inputs(current)
         self.graph.expand(
             Tensor((self.arch.width, self.n))
         )  # the other way in: embeddings instead of tokens
+        if self.arch.streams:
+            return self._of_streams(current)
         for i, layer in enumerate(self.arch.layers):
             current = self._layer(
                 f"blk.{i}.", layer, current, last=i == len(self.arch.layers) - 1
@@ -94,6 +96,26 @@ class _Builder(Recurrent, FeedForward, Indexed):
             for _ in ("scale", "tanh", "scale"):
                 logits = self.same(logits)
         self.graph.expand(logits)
+        return self.graph
+
+    def _of_streams(self, embedded: Tensor) -> Graph:
+        """The layers of several residual streams, and the logits."""
+        mask = self.graph.expand(self.inputs[True].mask)
+        self.make_compressors(mask)
+        x = self.streams(embedded)
+        for i, layer in enumerate(self.arch.layers):
+            at = f"blk.{i}."
+            mixture = self.before(at, "attn", x)
+            part = self.norm(mixture.read, f"{at}attn_norm")
+            part = self.compressed_attention(at, layer, part, self.positions)
+            x = self.after(part, x, mixture)
+            mixture = self.before(at, "ffn", x)
+            for tensor in (x, mixture.back, mixture.mixed):
+                self.graph.expand(tensor)
+            part = self._feed_forward(at, self.norm(mixture.read, f"{at}ffn_norm"))
+            x = self.after(part, x, mixture)
+        x = self.norm(self.one_stream(x, self.selected), "output_norm")
+        self.graph.expand(self.op((self.arch.vocabulary, self.n), x))
         return self.graph
 
     @property

@@ -34,10 +34,10 @@ class Indexed(Nodes):
         inputs = self._inputs(size)
         heads = self.arch.keys["attention.indexer.head_count"]
         q = self.matrix(queries, f"{at}indexer.attn_q_b")
-        q = self.same(self.view(q, (size, heads, self.n), whole=True))
+        q = self.same(self.view(q, (size, heads, self.n)))
         k = self.matrix(x, f"{at}indexer.attn_k")
         k = self.same(self.same(self.op(k.shape, k)))  # a layer norm with its bias
-        k = self.same(self.view(k, (size, 1, self.n), whole=True))
+        k = self.same(self.view(k, (size, 1, self.n)))
         q = self.op(q.shape, inputs.rotation, q)
         k = self.op(k.shape, inputs.rotation, k)
         self.graph.expand(
@@ -69,6 +69,5 @@ class Indexed(Nodes):
         closed = self.op(mask.shape, mask, item=item)
         zeros = Tensor((1, *chosen.shape), (Tensor((1, *chosen.shape)),), in_place=True)
         opened = Tensor(mask.shape, (zeros, chosen, closed), base=closed)
-        opened.whole = True
         # not in its place, of which there is another view still
         return self.op(mask.shape, opened, mask, item=item)

@@ -14,6 +14,7 @@ class Nodes:
         self.arch = arch
         self.context = context
         self.n = context.ubatch
+        self.tokens = Tensor((self.n,))
         self.graph = Graph()
 
     @staticmethod

@@ -22,6 +22,7 @@ from ggext.footprint.cache import (
 )
 from ggext.footprint.graph import compute_bytes, input_bytes
 from ggext.gguf.reader import GgufFile
+from ggext.llama_cpp_facts.compressed import COMPRESSED
 
 LONGEST = 1 << 26  # tokens; beyond it no search goes
 #: Share of what is free; the rest is for threads' buffers and for what others begin to use.
@@ -116,12 +117,18 @@ class Planner:
         ):
             flash = True
         whole = whole_windows(
-            self.choices.swa, self.arch.window, tokens, min(self._batch, tokens)
+            self._swa, self.arch.window, tokens, min(self._batch, tokens)
         )
         context = Context(tokens, self._batch, self.choices.kv_type, bool(flash), whole)
         if flash is None and free.hold(*self.shares(context)) is False:
             return replace(context, flash_attention=True)
         return context
+
+    @property
+    def _swa(self) -> Swa:
+        """Without a choice small where a text cannot be cut back to more cells."""
+        small = self.arch.name in COMPRESSED and self.choices.swa == "auto"
+        return "small" if small else self.choices.swa
 
     def _larger(self, context: Context, free: Memories) -> Context:
         """With more tokens at once, where nothing was chosen, no operation is long then, and the

@@ -251,8 +251,6 @@ def _whole_windows(
         return options.windows == "full", []
     policy = options.memory.when_full
     by_memory = whole_windows(options.swa, model.n_swa, n_ctx, n_batch)
-    if model.architecture in COMPRESSED and options.swa == "auto":
-        by_memory = False  # more cells are of no use: a text cannot be cut back to them
     if by_memory or not options.edits_cache:
         return by_memory, []
     if options.windows != "full":

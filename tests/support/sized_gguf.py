@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggext.gguf.header import pack_header, packed_length, roomy_length
-from ggext.gguf.types import F16, F32, Field, TensorInfo, aligned, tensor_nbytes
+from ggext.gguf.types import F16, F32, I32, Field, TensorInfo, aligned, tensor_nbytes
+from ggext.llama_cpp_facts.compressed import COMPRESSED
 from ggext.llama_cpp_facts.indexer import INDEXED
 from ggext.llama_cpp_facts.recurrent import (
     DELTA_NETS,
@@ -109,6 +110,27 @@ _INDEXED = {
     "attention.indexer.top_k": 2048,
     "expert_gating_func": 2,
     "expert_weights_norm": True,
+}
+_COMPRESSED = {
+    "attention.indexer.head_count": 64,
+    "attention.indexer.key_length": 128,
+    "attention.indexer.top_k": 512,
+    "attention.sliding_window": 128,
+    "attention.q_lora_rank": 1024,
+    "attention.output_group_count": 8,
+    "attention.output_lora_rank": 1024,
+    "attention.compress_ratios": [0, 0, 4, 128, 4, 128],
+    "attention.compress_rope_freq_base": 160000.0,
+    "hyper_connection.count": 4,
+    "hyper_connection.sinkhorn_iterations": 20,
+    "hyper_connection.epsilon": 1e-6,
+    "hash_layer_count": 3,
+    "expert_shared_count": 1,
+    "expert_gating_func": 4,
+    "expert_weights_scale": 1.5,
+    "expert_weights_norm": True,
+    "swiglu_clamp_exp": [10.0] * 6,
+    "rope.dimension_count": 64,
 }
 _SECTIONS = {"rope.dimension_sections": [11, 11, 10, 0]}
 _GRANITE_ATTENDS = (5, 15, 25, 35)
@@ -301,6 +323,19 @@ SHAPES = {
         mla=(1536, 512, 64, 128),
         keys=_INDEXED,
     ),
+    "deepseek-v4-flash-6-layers": Shape(
+        "deepseek4",
+        6,
+        4096,
+        64,
+        1,
+        512,
+        2048,
+        129280,
+        experts=(256, 6, 2048),
+        shared_ff=2048,
+        keys=_COMPRESSED,
+    ),
     "glm-5-8-layers": Shape(
         "glm-dsa",
         8,
@@ -466,9 +501,13 @@ def tensors(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "output_norm.bias", (s.width,)
     if not s.tied:
         yield "output.weight", (s.width, s.vocab)
+    if s.arch in COMPRESSED:
+        yield from _streams(s, "output_hc", s.keys["hyper_connection.count"], 1)
     for i, recurs in enumerate(recurrent_layers(s.arch, s.keys, s.layers)):
         mixer = _mixer if recurs else _attention
         parts = [mixer(s), _norms(s, recurs), _feed_forward(s, i)]
+        if s.arch in COMPRESSED:
+            parts[0] = _compressed(s, i)
         if s.arch == "falcon-h1":  # which is both
             parts.append(_attention(s))
         if s.arch in NEMOTRONS:  # one of them
@@ -513,6 +552,56 @@ def _mixer(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "ssm_alpha.weight", (s.width, heads)
     yield "ssm_norm.weight", (state,)
     yield "ssm_out.weight", (inner, s.width)
+
+
+def _streams(
+    s: Shape, name: str, made: int, scales: int
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """``made``: values of a token that mix its residual streams."""
+    yield f"{name}_fn.weight", (s.keys["hyper_connection.count"] * s.width, made)
+    yield f"{name}_base.weight", (made,)
+    yield f"{name}_scale.weight", (scales,)
+
+
+def _compressed(s: Shape, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Attention to a window and to compressed tokens."""
+    rank, made = s.keys["attention.q_lora_rank"], s.keys["attention.output_lora_rank"]
+    groups, streams = (
+        s.keys["attention.output_group_count"],
+        s.keys["hyper_connection.count"],
+    )
+    yield "attn_sinks.weight", (s.heads,)
+    yield "attn_q_a.weight", (s.width, rank)
+    yield "attn_q_a_norm.weight", (rank,)
+    yield "attn_q_b.weight", (rank, s.heads * s.head)
+    yield "attn_kv.weight", (s.width, s.head)
+    yield "attn_kv_a_norm.weight", (s.head,)
+    yield "attn_output_a.weight", (s.heads * s.head // groups, made * groups)
+    yield "attn_output_b.weight", (groups * made, s.width)
+    for part in ("attn", "ffn"):
+        yield from _streams(s, f"hc_{part}", (2 + streams) * streams, 3)
+    ratio = s.keys["attention.compress_ratios"][layer]
+    halves = 2 if ratio == 4 else 1
+    if ratio:
+        yield from _compressor(s, "attn_compressor", s.head, halves, ratio)
+    if ratio == 4:
+        size = s.keys["attention.indexer.key_length"]
+        heads = s.keys["attention.indexer.head_count"]
+        yield "indexer.proj.weight", (s.width, heads)
+        yield "indexer.attn_q_b.weight", (rank, heads * size)
+        yield from _compressor(s, "indexer_compressor", size, halves, ratio)
+    if layer < s.keys["hash_layer_count"]:
+        assert s.experts is not None
+        yield "ffn_gate_tid2eid.weight", (s.experts[1], s.vocab)
+
+
+def _compressor(
+    s: Shape, name: str, size: int, halves: int, ratio: int
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for kind in ("kv", "gate"):
+        yield f"{name}_{kind}.weight", (s.width, halves * size)
+    yield f"{name}_ape.weight", (halves * size, ratio)
+    yield f"{name}_norm.weight", (size,)
 
 
 def _attention(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -598,7 +687,7 @@ def _feed_forward(s: Shape, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]
             yield f"ffn_{name}_exps.bias", (shape[1], count)
     if s.arch == "gpt-oss":
         yield "ffn_gate_inp.bias", (count,)
-    if s.arch in _BIASED_CHOICE:
+    if s.arch in _BIASED_CHOICE or layer >= s.keys.get("hash_layer_count", layer + 1):
         yield "exp_probs_b.bias", (count,)
     if s.shared_ff:
         for name, shape in (
@@ -677,6 +766,8 @@ def write_sized(path: Path, s: Shape) -> Path:
             if len(shape) > 1 and not name.endswith(_FLOAT32) and "gate_inp" not in name
             else F32
         )
+        if name.endswith("tid2eid.weight"):
+            kind = I32
         info = TensorInfo(name, shape, kind, offset, tensor_nbytes(name, shape, kind))
         infos.append(info)
         offset = aligned(offset + info.nbytes, 32)
@@ -752,6 +843,7 @@ def logged_sizes(weights: int, log: llama.Log) -> Allocated:
     """What llama.cpp logged of a context."""
     text = _text(log)
     cache = _logged(text, r"size = +([\d.]+) MiB \( *\d+ cells")
+    cache += _logged(text, r"DSV4 \w+ state buffer size = +([\d.]+) MiB")
     compute, output = (
         _logged(text, rf"{word} buffer size = +([\d.]+) MiB")
         for word in ("compute", "output")
