@@ -72,11 +72,11 @@ TEXT_TOKENS = 1500
 def needles(count: int) -> Iterator[language.RecallSample]:
     rng = random.Random("needles")
     for _ in range(count):
-        told = language.facts(rng, language.RECALL_FACTS)
-        asked = rng.choice(told)
-        text = language.document(rng, told, TEXT_TOKENS)
+        facts = language.facts(rng, language.RECALL_FACTS)
+        fact = rng.choice(facts)
+        text = language.document(rng, facts, TEXT_TOKENS)
         yield language.RecallSample(
-            text, language.question(asked.key), language.answer(asked.key, asked.place)
+            text, language.question(fact.key), language.answer(fact.key, fact.place)
         )
 
 
@@ -102,14 +102,14 @@ def needle_texts(
             sample = tasks.make(
                 "multikey", source, length, random.Random(1000 + number)
             )
-            for name, scores in asked(
+            for name, scores in answer_scores(
                 model, prompts, sample, length, threads, shares, policies, outside
             ):
                 right.setdefault(name, []).extend(scores)
             table(length, right)
 
 
-def asked(
+def answer_scores(
     model: Model,
     prompts: PromptMaker,
     sample: Sample,

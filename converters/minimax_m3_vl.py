@@ -107,7 +107,7 @@ class MiniMaxM3(Llama):
                 self._refuse(
                     f"{key} is {given[key]!r}; transformers' {self.arch} takes {value!r}"
                 )
-        found = {own: given[key] for key, own in _PUBLISHED.items() if key in given}
+        published = {own: given[key] for key, own in _PUBLISHED.items() if key in given}
         for key, flags, kinds in (
             (
                 "layer_types",
@@ -117,8 +117,8 @@ class MiniMaxM3(Llama):
             ("mlp_layer_types", values.get("moe_layer_freq"), ("dense", "sparse")),
         ):
             if values.get(key) is None and isinstance(flags, list):
-                found[key] = [kinds[bool(flag)] for flag in flags]
-        self.config = self.config.with_values(**found)
+                published[key] = [kinds[bool(flag)] for flag in flags]
+        self.config = self.config.with_values(**published)
 
     def _dense_layers(self, why: str) -> int:
         """How many layers, the first ones, have neither experts nor an indexer."""
@@ -164,11 +164,12 @@ class MiniMaxM3(Llama):
     def rope(self) -> CheckpointRope:
         rope = super().rope()
         n_rot = rope.geometry.n_rot
-        said = self.config.integer("rotary_dim", default=n_rot)
-        if said != n_rot and said <= self.head_dim:
+        rotary_dim = self.config.integer("rotary_dim", default=n_rot)
+        if rotary_dim != n_rot and rotary_dim <= self.head_dim:
             self._refuse(
-                f"rotary_dim is {said}, which transformers does not read: by partial_rotary_factor "
-                f"it rotates {n_rot} of {self.head_dim} dimensions; make them agree"
+                f"rotary_dim is {rotary_dim}, which transformers does not read: by "
+                f"partial_rotary_factor it rotates {n_rot} of {self.head_dim} dimensions; "
+                "make them agree"
             )
         if n_rot > self.index_dim:
             self._refuse(

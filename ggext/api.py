@@ -195,20 +195,22 @@ class Model(Closing):
         prompts = self._prompts.thinking(thinks)
         turns = turns_of(messages)
         answerable(turns)
-        left: tuple[Turn, ...] = ()
+        dropped: tuple[Turn, ...] = ()
         if self.when_full == "turns":
             tokens, count = prompts.fitted(
                 turns, self.context, reserve(self.context, max_tokens)
             )
-            left = tuple(behind_system(turns)[:count])
+            dropped = tuple(behind_system(turns)[:count])
         else:
             tokens = prompts.tokens(turns)
-        if left:
+        if dropped:
             message = "%s: the context was full: the %d oldest turns left it"
-            _log.warning(message, self.path, len(left))
+            _log.warning(message, self.path, len(dropped))
         inside = prompts.opens_reasoning(tokens)
         answer = AnswerText(self._engine.vocabulary, prompts.tags, inside, options.stop)
-        return self._reply(Question(tokens, sampling, max_tokens), answer, cancel, left)
+        return self._reply(
+            Question(tokens, sampling, max_tokens), answer, cancel, dropped
+        )
 
     def complete(
         self,
@@ -254,7 +256,7 @@ class Model(Closing):
         question: Question,
         answer: AnswerText,
         cancel: Event | None,
-        left: tuple[Turn, ...] = (),
+        dropped: tuple[Turn, ...] = (),
     ) -> Reply:
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise UsageError(
@@ -268,7 +270,7 @@ class Model(Closing):
         answering.cancel_event = cancel
         if cancel is not None and cancel.is_set():
             answering.cancel()
-        return Reply(answering, answer, left)
+        return Reply(answering, answer, dropped)
 
 
 class Reply(Closing):
@@ -295,12 +297,12 @@ class Reply(Closing):
     """
 
     def __init__(
-        self, answering: Answering, answer: AnswerText, left: tuple[Turn, ...]
+        self, answering: Answering, answer: AnswerText, dropped: tuple[Turn, ...]
     ) -> None:
         self._answering = answering
         self._answer = answer
         self._looped = False
-        self.left = left
+        self.left = dropped
         """Turns that the model does not see: they did not fit (``when_full="turns"``)."""
 
     @property

@@ -75,7 +75,7 @@ class Outcome:
     # first token is not.
     kept: bool
     # Turns that left the context for this one.
-    left: tuple[Turn, ...] = ()
+    dropped_turns: tuple[Turn, ...] = ()
     # Tokens that left it, where the engine drops tokens and not turns.
     dropped: int = 0
     # Tokens that had left it, and that no question can bring back any more.
@@ -266,7 +266,7 @@ class Conversation:
             if last is not None and kept:
                 list(last.end())  # what a tag or a stop string might have started in
                 self.turns = [*prompt, Turn("assistant", last.text, last.reasoning)]
-        left = tuple(behind_system(prompt)[before : self.dropped_turns])
+        dropped = tuple(behind_system(prompt)[before : self.dropped_turns])
         self._cached = list(self.turns)
         only_reasoned = kept and bool(answer.reasoning) and not answer.text.strip()
         self.outcome = Outcome(
@@ -275,7 +275,7 @@ class Conversation:
             len(answer.tokens),
             clock.seconds,
             kept,
-            left,
+            dropped,
             *self._left_since(),
             only_reasoned,
         )

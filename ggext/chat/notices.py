@@ -26,9 +26,9 @@ _UNSEEN = "the model does not see them any more, /save keeps them"
 def notices(outcome: Outcome) -> list[str]:
     """What left the context, and why the answer ended, unless the model ended it."""
     lines = []
-    if outcome.left:
+    if outcome.dropped_turns:
         lines.append(
-            f"the context was full: {_oldest(outcome.left, 'left it')}; {_UNSEEN}"
+            f"the context was full: {_oldest(outcome.dropped_turns, 'left it')}; {_UNSEEN}"
         )
     if outcome.dropped:
         lines.append(

@@ -65,12 +65,12 @@ def unpacked(
             for end in _ENDS
             if f"{module}.{end}" in tensors
         }
-        found = next(
+        decoding = next(
             filter(None, (read(parts, stated, module) for read in _READERS)), None
         )
-        if found is None:
+        if decoding is None:
             continue
-        shape, make = found
+        shape, make = decoding
         for part in parts.values():
             del result[part.name]
         first = next(iter(parts.values()))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ggext.checkpoint.packed_gptq import words_zeros_and_scales
 from ggext.checkpoint.packed_values import (
     FLOAT_DTYPES,
-    Found,
+    Decoding,
     Tensors,
     codes_of,
     packing_error,
@@ -24,13 +24,13 @@ _ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where column i stands among the eight of a 
 _FAST_ROWS, _FAST_COLUMNS = 4, 64  # what gemv_fast interleaves
 
 
-def gemm(parts: Tensors, stated: Mapping[str, Any], module: str) -> Found | None:
+def gemm(parts: Tensors, stated: Mapping[str, Any], module: str) -> Decoding | None:
     """Tensors of a module in the layout gemm, as what `unpacked` asks of a reader."""
     del module
-    found = words_zeros_and_scales(parts)
-    if found is None or found[0].shape[1] * 8 != found[2].shape[1]:
+    tensors = words_zeros_and_scales(parts)
+    if tensors is None or tensors[0].shape[1] * 8 != tensors[2].shape[1]:
         return None
-    weight, zeros, scale = found
+    weight, zeros, scale = tensors
     inputs, words = weight.shape
     n_groups, outputs = scale.shape
     if zeros.shape != (n_groups, words) or inputs % n_groups:
@@ -59,14 +59,14 @@ def gemm(parts: Tensors, stated: Mapping[str, Any], module: str) -> Found | None
     return (outputs, inputs), make
 
 
-def gemv(parts: Tensors, stated: Mapping[str, Any], module: str) -> Found | None:
+def gemv(parts: Tensors, stated: Mapping[str, Any], module: str) -> Decoding | None:
     """The same for gemv, whose three tensors all have a row for each output; scales and zero
     points have room for more groups than there are."""
     del module
-    found = words_zeros_and_scales(parts)
-    if found is None or len({tensor.shape[0] for tensor in found}) > 1:
+    tensors = words_zeros_and_scales(parts)
+    if tensors is None or len({tensor.shape[0] for tensor in tensors}) > 1:
         return None
-    weight, zeros, scale = found
+    weight, zeros, scale = tensors
     outputs, words = weight.shape
     inputs = 8 * words
     each, n_groups = _groups(stated, inputs, weight)
@@ -91,7 +91,9 @@ def gemv(parts: Tensors, stated: Mapping[str, Any], module: str) -> Found | None
     return (outputs, inputs), make
 
 
-def gemv_fast(parts: Tensors, stated: Mapping[str, Any], module: str) -> Found | None:
+def gemv_fast(
+    parts: Tensors, stated: Mapping[str, Any], module: str
+) -> Decoding | None:
     """The same for gemv_fast: words of 16 bits, and for each group and output a scale and what is
     added, minus zero point · scale. llm-awq's own files have it under another name."""
     del module

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.float8_codes import float8_values
 from ggext.checkpoint.packed_values import (
-    Found,
+    Decoding,
     Tensors,
     codes_of,
     floats_of,
@@ -27,7 +27,7 @@ _POWERS = ("U8", "F8_E8M0")  # the types of a scale that is a power of two
 
 def block_floats(
     parts: Tensors, stated: Mapping[str, Any], module: str
-) -> Found | None:
+) -> Decoding | None:
     """``weight_packed`` or ``weight`` of a module, as what `unpacked` asks of a reader: NVFP4 has
     blocks of 16, a float8 scale each and one of all; MX blocks of 32, a power of two each."""
     del stated, module
@@ -57,7 +57,7 @@ def floats_in_blocks(
     bits: int,
     block: int,
     factor: float = 1.0,
-) -> Found:
+) -> Decoding:
     """The floats of ``bits`` bits in the last dimension of ``packed``, times their block's scale
     and ``factor``. Scales of blocks of 16 are E4M3, of others E8M0. Raises CheckpointError."""
     n_bits = packed.shape[-1] * _BITS[packed.dtype]

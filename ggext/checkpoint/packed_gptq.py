@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.packed_values import (
     FLOAT_DTYPES,
-    Found,
+    Decoding,
     Tensors,
     codes_of,
     packing_error,
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 def packed_inputs(
     parts: Tensors, stated: Mapping[str, Any], module: str
-) -> Found | None:
+) -> Decoding | None:
     """GPTQ's tensors of a module, as what `unpacked` asks of a reader."""
     del module
-    found = words_zeros_and_scales(parts)
-    if found is None or found[0].shape[1] != found[2].shape[1]:
+    tensors = words_zeros_and_scales(parts)
+    if tensors is None or tensors[0].shape[1] != tensors[2].shape[1]:
         return None
-    weight, zeros, scale = found
+    weight, zeros, scale = tensors
     n_groups, outputs = scale.shape
     bits = _bits(zeros, scale, stated.get("bits"))
     if not bits or weight.shape[0] * 32 % bits:

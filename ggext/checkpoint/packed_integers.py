@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.packed_values import (
-    Found,
+    Decoding,
     Tensors,
     codes_of,
     groups_of_columns,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def packed_integers(
     parts: Tensors, stated: Mapping[str, Any], module: str
-) -> Found | None:
+) -> Decoding | None:
     """``weight_packed`` of a module, as what `unpacked` asks of a reader."""
     del stated, module
     packed, scale, shape = (
@@ -81,7 +81,7 @@ def _of_integers(
 
 def byte_integers(
     parts: Tensors, stated: Mapping[str, Any], module: str
-) -> Found | None:
+) -> Decoding | None:
     """``weight`` of int8 of a module, as what `unpacked` asks of a reader."""
     del stated, module
     weight = parts.get("weight")

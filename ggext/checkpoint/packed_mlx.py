@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ggext.checkpoint.packed_floats import floats_in_blocks
 from ggext.checkpoint.packed_values import (
     FLOAT_DTYPES,
-    Found,
+    Decoding,
     Tensors,
     codes_of,
     packing_error,
@@ -26,7 +26,7 @@ _BITS = (1, 2, 3, 4, 5, 6, 8)
 _FLOATS = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
 
 
-def mlx(parts: Tensors, stated: Mapping[str, Any], module: str) -> Found | None:
+def mlx(parts: Tensors, stated: Mapping[str, Any], module: str) -> Decoding | None:
     """MLX's tensors of a module, as what `unpacked` asks of a reader."""
     weight, scale, bias = (parts.get(end) for end in ("weight", "scales", "biases"))
     if (
@@ -37,12 +37,12 @@ def mlx(parts: Tensors, stated: Mapping[str, Any], module: str) -> Found | None:
     ):
         return None
     own = stated.get(module)
-    said = own if isinstance(own, Mapping) else stated
-    mode = said.get("mode", "affine")
+    settings = own if isinstance(own, Mapping) else stated
+    mode = settings.get("mode", "affine")
     if isinstance(mode, str) and mode in _FLOATS and scale.dtype == "U8":
         return floats_in_blocks(weight, scale, *_FLOATS[mode])
-    bits = said.get("bits", 4)
-    group = said.get("group_size", 64)
+    bits = settings.get("bits", 4)
+    group = settings.get("group_size", 64)
     if (
         bias is None
         or mode != "affine"
@@ -64,7 +64,7 @@ def _affine(
     bias: CheckpointTensor,
     bits: int,
     group: int,
-) -> Found:
+) -> Decoding:
     shape = (*weight.shape[:-1], weight.shape[-1] * 32 // bits)
     fitting = (*shape[:-1], shape[-1] // max(group, 1))
     if any(t.shape != fitting or t.dtype not in FLOAT_DTYPES for t in (scale, bias)):

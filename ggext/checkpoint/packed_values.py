@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: What a reader of `ggext.checkpoint.packed` finds of a module: the shape of its matrix, and from
 #: an index of rows to their values in float32.
-Found = tuple[tuple[int, ...], Callable[[Any], "Array"]]
+Decoding = tuple[tuple[int, ...], Callable[[Any], "Array"]]
 Tensors = Mapping[str, CheckpointTensor]
 FLOAT_DTYPES = ("F32", "BF16", "F16")
 

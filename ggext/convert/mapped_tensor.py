@@ -217,7 +217,7 @@ class _Wholes:
     ) -> None:
         self._tensors = tensors
         self._arranged = arranged
-        self._left = blocks
+        self._remaining = blocks
         self._lock = threading.Lock()
         self._values: list[np.ndarray[Any, Any]] | None = None
 
@@ -227,8 +227,8 @@ class _Wholes:
             values = self._values or [
                 self._arranged(tensor.array()) for tensor in self._tensors
             ]
-            self._left -= 1
-            self._values = values if self._left > 0 else None
+            self._remaining -= 1
+            self._values = values if self._remaining > 0 else None
             return values
 
 

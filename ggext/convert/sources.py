@@ -205,12 +205,12 @@ def _from_gguf(path: Path, one_part: bool) -> ModelSource:
     scaling, geometry, problem = _of_gguf(gguf, {tensor.name for tensor in tensors})
     whole = len(parts) == 1
     one_file = gguf if whole else None
-    said, notes = _unsaid(gguf)
+    defaults, notes = _unsaid(gguf)
     kept = {key: f for key, f in gguf.fields.items() if whole or key not in SPLIT_KEYS}
     return ModelSource(
         path,
         gguf.arch,
-        kept | said,
+        kept | defaults,
         tensors,
         geometry,
         scaling,

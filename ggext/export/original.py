@@ -79,15 +79,17 @@ def _check_same_model(family: Family, source: ModelSource, where: str) -> None:
             )
 
 
-def _same(found: Any, expected: Any) -> bool:
-    if isinstance(found, Sequence) and not isinstance(found, str):
-        others = expected if isinstance(expected, Sequence) else [expected] * len(found)
-        return len(others) == len(found) and all(map(_same, found, others))
+def _same(actual: Any, expected: Any) -> bool:
+    if isinstance(actual, Sequence) and not isinstance(actual, str):
+        others = (
+            expected if isinstance(expected, Sequence) else [expected] * len(actual)
+        )
+        return len(others) == len(actual) and all(map(_same, actual, others))
     if isinstance(expected, Sequence) and not isinstance(expected, str):
-        return all(_same(found, value) for value in expected)
-    if isinstance(found, float) or isinstance(expected, float):
-        return bool(abs(found - expected) <= _CLOSE * max(abs(found), abs(expected)))
-    return bool(found == expected)
+        return all(_same(actual, value) for value in expected)
+    if isinstance(actual, float) or isinstance(expected, float):
+        return bool(abs(actual - expected) <= _CLOSE * max(abs(actual), abs(expected)))
+    return bool(actual == expected)
 
 
 def _has_scaling(family: Family, source: ModelSource) -> bool:
@@ -158,5 +160,5 @@ def _by_kind(values: Mapping[str, Any]) -> bool:
 
 def _of_kind(values: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     """What is said of one layer kind; all, where nothing is said by kind."""
-    found: Mapping[str, Any] = values.get(kind, {}) if _by_kind(values) else values
-    return found
+    of_kind: Mapping[str, Any] = values.get(kind, {}) if _by_kind(values) else values
+    return of_kind

@@ -188,22 +188,22 @@ def inverted(
     """Every tensor of the family's rules, and the names of those of the file that they are made
     of. Raises ``GgufError`` for one that is missing, or is made in a way that cannot be taken
     back."""
-    found = {tensor.name: tensor for tensor in tensors}
+    by_name = {tensor.name: tensor for tensor in tensors}
     parts: dict[str, list[Part]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     used: set[str] = set()
     for usual in family.tensors():
         name = usual.target or gguf_name(family.arch, usual.sources[0])
         rule = _in_floats(usual)
-        if rule.unless or (rule.optional and name not in found):
+        if rule.unless or (rule.optional and name not in by_name):
             continue
-        _check_there(found, name, rule, path)
+        _check_there(by_name, name, rule, path)
         used.add(name)
         for i, source in enumerate(rule.sources):
             shapes[source] = rule.shape
             known = parts.setdefault(source, [])
             if rule.computed is None or rule.undone is not None:
-                known.append(Part(found[name], rule, i))
+                known.append(Part(by_name[name], rule, i))
     lost = next((source for source, known in parts.items() if not known), None)
     if lost is not None:
         raise GgufError(f"{path}: no tensor of the file has the values of {lost}")
@@ -219,16 +219,16 @@ def _in_floats(rule: TensorRule) -> TensorRule:
 
 
 def _check_there(
-    found: Mapping[str, SourceTensor], name: str, rule: TensorRule, path: Path
+    by_name: Mapping[str, SourceTensor], name: str, rule: TensorRule, path: Path
 ) -> None:
-    if name not in found:
+    if name not in by_name:
         raise GgufError(f"{path}: the tensor {name} is missing")
     size = math.prod(rule.shape) * len(rule.sources)
     if rule.written is not None:
         size = math.prod(rule.written)
-    if math.prod(found[name].shape) != size or rule.scales:
+    if math.prod(by_name[name].shape) != size or rule.scales:
         raise GgufError(
-            f"{path}: {name} has the shape {found[name].shape}, and its keys say "
+            f"{path}: {name} has the shape {by_name[name].shape}, and its keys say "
             f"{(rule.written or rule.shape)[::-1]}"
         )
 

@@ -176,9 +176,11 @@ def _fit(seen: list[Turn]) -> Executed:
     reach = int(places[-1, 0])
     for turn in far:
         places = turn.positions.astype(np.float64)[:, None]
-        left = np.angle(np.nansum(turn.turn * np.exp(-1j * places * inv_freq), axis=0))
+        residual = np.angle(
+            np.nansum(turn.turn * np.exp(-1j * places * inv_freq), axis=0)
+        )
         certain = unsure * places[-1, 0] < 1.0
-        inv_freq = np.where(certain, inv_freq + left / places.mean(), inv_freq)
+        inv_freq = np.where(certain, inv_freq + residual / places.mean(), inv_freq)
         reach = int(places[-1, 0]) if certain.all() else reach
     turns_seen = np.concatenate([turn.turn for turn in seen])
     known = np.maximum(1, np.isfinite(turns_seen).sum(axis=0))

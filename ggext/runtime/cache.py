@@ -260,12 +260,12 @@ class Cache(MovableCells):
         self.positions = list(places)
         self.epoch += 1
 
-    def checkpoint(self, left: int = 0, *, likely: bool = False) -> None:
+    def checkpoint(self, remaining: int = 0, *, likely: bool = False) -> None:
         """Makes it cheap to `cut` back to here later, where layers with a sliding window or a state
-        would have forgotten it. With many tokens ``left`` to read only far after the last such
-        place; ``likely``: a cut is."""
+        would have forgotten it. With many tokens ``remaining`` to read only far after the last
+        such place; ``likely``: a cut is."""
         count = len(self.tokens)
-        near = likely or left <= 2 * self.n_batch
+        near = likely or remaining <= 2 * self.n_batch
         if self.checkpoints.most and count > self.checkpoints.last + (
             0 if near else self.checkpoints.step
         ):

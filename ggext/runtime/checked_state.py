@@ -57,20 +57,20 @@ def check_state(
     llama.cpp compares types and sizes with its own, and throws what we get as an error."""
     try:
         if kind.recurrent:
-            found, end = state.leading_sections(
+            sections, end = state.leading_sections(
                 data, kind.caches, extended=kind.extended
             )
             position = read_states(data, end).position
         else:
-            _, found = state.sections(data, extended=kind.extended)
+            _, sections = state.sections(data, extended=kind.extended)
     except ValueError as error:
         raise StateError(f"the saved state has {error}") from None
     if kind.recurrent and position != max(places, default=None):
         raise StateError(
             f"the saved state is that after position {position}, not {max(places)}"
         )
-    if found:
-        _check_cells(found, places)
+    if sections:
+        _check_cells(sections, places)
 
 
 def check_copy(data: NDArray[np.uint8], count: int) -> None:
@@ -85,16 +85,16 @@ def check_copy(data: NDArray[np.uint8], count: int) -> None:
         )
 
 
-def _check_cells(found: Sequence[state.Section], places: Sequence[int]) -> None:
+def _check_cells(sections: Sequence[state.Section], places: Sequence[int]) -> None:
     import numpy as np
 
-    wanted = np.array(places, np.int32)
-    if len(found[0].cells) != len(wanted):
+    expected = np.array(places, np.int32)
+    if len(sections[0].cells) != len(expected):
         raise StateError(
-            f"the saved state has {len(found[0].cells)} cells for {len(wanted)} positions"
+            f"the saved state has {len(sections[0].cells)} cells for {len(expected)} positions"
         )
-    for section in found:
+    for section in sections:
         positions = section.cells[:, 0]
         once = len(np.unique(positions)) == len(positions)
-        if not (once and np.isin(positions, wanted).all()):
+        if not (once and np.isin(positions, expected).all()):
             raise StateError("the saved state has cells that no text of its length has")

@@ -383,8 +383,8 @@ class Session(SessionAccount):
             self.cache, self.memory, prompt, repeatable=repeatable
         )
 
-    def _read(self, batch: list[int], left: int) -> bool:
+    def _read(self, batch: list[int], remaining: int) -> bool:
         if self.cache.cancelled:
             return False
         self.cache.threads.look()
-        return self.memory.make_room(len(batch)) and self.memory.read(batch, left)
+        return self.memory.make_room(len(batch)) and self.memory.read(batch, remaining)

@@ -136,10 +136,10 @@ def sections(data: Any, *, extended: bool = False) -> tuple[int, list[Section]]:
     shift = 3 if extended else 0
     reader = _Reader(memoryview(data), shift)
     magic, _sequence = reader.unpack("Ii")
-    found = [reader.section()]
+    result = [reader.section()]
     while reader.rest:
-        found.append(reader.section())
-    return magic, found
+        result.append(reader.section())
+    return magic, result
 
 
 def leading_sections(
@@ -150,8 +150,8 @@ def leading_sections(
     extra = 3 if extended else 0
     reader = _Reader(memoryview(data), extra)
     reader.unpack("Ii")
-    found = [reader.section() for _ in range(count)]
-    return found, len(data) - reader.rest
+    result = [reader.section() for _ in range(count)]
+    return result, len(data) - reader.rest
 
 
 def parse(data: bytes | bytearray | memoryview) -> KvBlock:
@@ -159,8 +159,8 @@ def parse(data: bytes | bytearray | memoryview) -> KvBlock:
     another form (windows that do not hold every token, recurrent, M-RoPE, latent) and for any other
     bytes."""
     try:
-        magic, found = sections(data)
-        return _block(magic, found)
+        magic, result = sections(data)
+        return _block(magic, result)
     except ValueError as error:
         raise ModelError(
             f"llama.cpp's state of a sequence has {error}: this model keeps its cache in a form "

@@ -52,15 +52,15 @@ def read_copies(
         raise StateError(
             f"the saved state has copies after {counts} of {tokens} tokens"
         )
-    found = []
+    checkpoints = []
     for count, size, likely in copies:
         data = np.frombuffer(read(at, size), np.uint8)
         if len(data) != size:
             raise StateError(f"the saved state ends before a copy of {size} bytes")
         check_copy(data, count)
-        found.append(Checkpoint(0, count, data, bool(likely)))
+        checkpoints.append(Checkpoint(0, count, data, bool(likely)))
         at += size
-    return found
+    return checkpoints
 
 
 def _is_copy(copy: Any) -> bool:

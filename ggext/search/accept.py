@@ -33,19 +33,21 @@ class Verdict:
 
 def judged(
     yarn: dict[Hashable, float],
-    found: dict[Hashable, float],
+    candidate: dict[Hashable, float],
     short_yarn: Mapping[Hashable, float],
-    short_found: Mapping[Hashable, float],
+    short_candidate: Mapping[Hashable, float],
 ) -> Verdict:
     """The verdict on the losses of each text, of the target's length and of short ones; a text is a
     unit."""
-    difference = paired(yarn, found)
+    difference = paired(yarn, candidate)
     assert difference is not None  # the same texts
-    before, after = (math.fsum(losses.values()) for losses in (short_yarn, short_found))
+    before, after = (
+        math.fsum(losses.values()) for losses in (short_yarn, short_candidate)
+    )
     rise = after / before - 1
     return Verdict(
         mean(list(yarn.values())).value,
-        mean(list(found.values())).value,
+        mean(list(candidate.values())).value,
         difference,
         rise,
         _reason(difference, rise),

@@ -135,7 +135,7 @@ class KeyTokens:
         third = max(1, len(order) // 3)
         self.training: Sequence[int] = order[:third]
         self.held_out: Sequence[int] = order[third:]
-        self._key_tokens = lru_cache(maxsize=64)(self._found)
+        self._key_tokens = lru_cache(maxsize=64)(self._learn_key_tokens)
 
     def loss(self, number: int) -> float | None:
         scaling = self._live.scaling
@@ -182,7 +182,7 @@ class KeyTokens:
     def _document(piece: Piece) -> str:
         return piece.name.rpartition("@")[0]
 
-    def _found(self, number: int) -> NDArray[np.bool_]:
+    def _learn_key_tokens(self, number: int) -> NDArray[np.bool_]:
         session = self._bench.session
         tokens = self._piece(number).tokens
         short, window = short_windows(self._bench.setting)

@@ -49,8 +49,8 @@ def planned(
             _as_asked(numbers, options, objective),
             (options.target_context, objective, short, speed),
         )
-        asked = None not in (options.evaluations, options.training, options.held_out)
-        if plan.seconds <= options.budget or asked or kept is not None:
+        explicit = None not in (options.evaluations, options.training, options.held_out)
+        if plan.seconds <= options.budget or explicit or kept is not None:
             return plan
     raise UsageError(
         f"the smallest search to {options.target_context:,} tokens takes about "
@@ -68,11 +68,11 @@ def _as_asked(plan: Plan, options: SearchOptions, objective: Objective) -> Plan:
         notes=objective.notes,
     )
     for name in ("training", "held_out"):
-        asked = getattr(options, name)
-        there = len(getattr(objective, name))
-        if asked is not None and asked > there:
+        count = getattr(options, name)
+        available = len(getattr(objective, name))
+        if count is not None and count > available:
             raise UsageError(
-                f"{name} is {asked}, but the documents hold {there} texts of "
+                f"{name} is {count}, but the documents hold {available} texts of "
                 f"{options.target_context:,} tokens for it: give more, or ask for fewer"
             )
     return replace(

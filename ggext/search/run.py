@@ -170,22 +170,22 @@ class Search(Closing):
         """Writes the table that was accepted, and frees the model; the file appears once it is
         verified. Raises ModelError where it does not do what was measured, CancelledError after
         `stop`."""
-        found = self.result()
+        result = self.result()
         self._bench.close()
         out = self._model.out
         with private_folder_beside(out) as folder:
-            asked = ConvertOptions(
+            options = ConvertOptions(
                 self._model.path,
                 folder / out.name,
-                found.scaling,
+                result.scaling,
                 encoding=self._options.encoding,
-                searched=found.searched,
+                searched=result.searched,
             )
-            self.conversion: Conversion = convert(asked, self._check_stopped)
+            self.conversion: Conversion = convert(options, self._check_stopped)
             _check_verified(folder / out.name, out)
             self._check_stopped()
             put_in_place(folder / out.name, out)
-        return replace(found, out=out)
+        return replace(result, out=out)
 
     def _check_stopped(self, _: object = None) -> None:
         if self._stopped:
@@ -225,22 +225,22 @@ class Search(Closing):
 
     def _judged(self) -> Verdict:
         tables = (self.space.start, self._best)
-        yarn, found = (
+        yarn, candidate = (
             self._measured("held-out", self.plan.held_out, point) for point in tables
         )
         short = [
             self._read_all("short", self._short.held_out, point) for point in tables
         ]
-        return judged(yarn, found, *short)
+        return judged(yarn, candidate, *short)
 
     def _short_rise(self, point: Point) -> float:
         """By how much the loss on short texts of the search is above YaRN's, relative to it."""
         numbers = self._short.training
-        yarn, found = (
+        yarn, candidate = (
             math.fsum(self._read_all("short", numbers, table).values())
             for table in (self.space.start, point)
         )
-        return found / yarn - 1
+        return candidate / yarn - 1
 
     def _read_all(
         self, kind: Kind, numbers: Sequence[int], point: Point

@@ -49,14 +49,14 @@ def searchable(path: Path, options: SearchOptions) -> Searchable:
         )
     request = resolve_scaling(RopeScaling("yarn"), target, source, keeps_own=False)
     notes = list(request.notes)
-    asked = request.scaling
-    if asked is None or asked.method != "yarn":
+    yarn = request.scaling
+    if yarn is None or yarn.method != "yarn":
         raise UsageError(f"{source.path} reaches {target:,} tokens without a scaling")
     geometry = replace(
         source.geometry,
-        trained_context=methods.original_context(asked, source.geometry),
+        trained_context=methods.original_context(yarn, source.geometry),
     )
-    space = Space(asked, geometry, source.arch)
+    space = Space(yarn, geometry, source.arch)
     fixed = [name for name in COORDINATES if name not in space.free]
     if not space.free:
         raise RopeError(
@@ -68,7 +68,7 @@ def searchable(path: Path, options: SearchOptions) -> Searchable:
         notes.append(
             f"not searched, since no file can say it for {source.arch}: {words}"
         )
-    name = default_name(source, asked, "auto").removesuffix(".gguf")
+    name = default_name(source, yarn, "auto").removesuffix(".gguf")
     stem = name.rpartition("-yarn")[0] or name
     return Searchable(
         source.path,

@@ -93,15 +93,15 @@ def _check_plain(folder: Path, config: Mapping[str, Any]) -> None:
         "rank_pattern",
         "modules_to_save",
     )
-    found = [name for name in more if config.get(name)]
+    extras = [name for name in more if config.get(name)]
     if (
-        found
+        extras
         or config.get("bias", "none") != "none"
         or config.get("peft_type") != "LORA"
     ):
         raise CheckpointError(
-            f"{folder} is more than plain LoRA ({', '.join(found) or 'biases or another method'}): "
-            "llama.cpp would leave that out; the merged file has it"
+            f"{folder} is more than plain LoRA ({', '.join(extras) or 'biases or another method'})"
+            ": llama.cpp would leave that out; the merged file has it"
         )
 
 

@@ -147,16 +147,16 @@ class Encoder:
         import numpy as np
 
         text, answers = self.render(document)
-        found = self.tokenizer(
+        encoding = self.tokenizer(
             text,
             add_special_tokens=False,
             verbose=False,
             return_offsets_mapping=bool(answers),
         )
-        ids = found["input_ids"]
+        ids = encoding["input_ids"]
         learned = np.ones(len(ids), np.bool_)
         if answers:
-            starts = np.array([start for start, _ in found["offset_mapping"]])
+            starts = np.array([start for start, _ in encoding["offset_mapping"]])
             learned = np.any([(starts >= a) & (starts < b) for a, b in answers], axis=0)
         skipped = (
             len(self.prefix) if tuple(ids[: len(self.prefix)]) == self.prefix else 0

@@ -143,7 +143,7 @@ def evaluate(
     short = min(plan.rope.trained, _SHORT)
     trials = options.trials
     per_length = None if trials is None else (2 * trials, trials)
-    asked = EvalOptions(
+    eval_options = EvalOptions(
         lengths=(short, plan.rope.context),
         texts=texts,
         marks=True,
@@ -161,7 +161,9 @@ def evaluate(
             plan.folder, beside / "pretrained.gguf", RopeScaling(), kind
         )
         files = [untuned, gguf, pretrained]
-        with Evaluation(files, asked, folder.path / "evaluation.jsonl") as evaluation:
+        with Evaluation(
+            files, eval_options, folder.path / "evaluation.jsonl"
+        ) as evaluation:
             evaluation.run(_once_an_item(progress))
             report = evaluation.report()
             before, tuned, unscaled = evaluation.plan.settings

@@ -96,8 +96,8 @@ def peak_memory(machine: Machine) -> int | None:
         status = Path("/proc/self/status").read_text()
     except OSError:
         return None
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-    return None if found is None else int(found[1]) << 10
+    match = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return None if match is None else int(match[1]) << 10
 
 
 def leave_group() -> None:

@@ -43,7 +43,7 @@ _OUTSIDE = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.wei
 class Stage:
     """One run of the trainer."""
 
-    wanted: WantedRope
+    rope: WantedRope
     steps: int
 
 
@@ -140,13 +140,13 @@ def _rope(
 ) -> tuple[WantedRope, tuple[str, ...]]:
     """The request in full, and notes on it. Raises UsageError where it contradicts the
     checkpoint."""
-    asked = options.scaling
-    if asked.attention_factor is not None and asked.method not in _WITH_GAIN:
+    option = options.scaling
+    if option.attention_factor is not None and option.method not in _WITH_GAIN:
         raise UsageError(
-            f"transformers knows no attention factor for {asked.method}, so it cannot be trained "
+            f"transformers knows no attention factor for {option.method}, so it cannot be trained "
             "with one; leave it out, or choose yarn"
         )
-    request = resolve_scaling(asked, options.target_context, source, keeps_own=False)
+    request = resolve_scaling(option, options.target_context, source, keeps_own=False)
     scaling = request.scaling
     assert scaling is not None  # a checkpoint always has one
     rope = WantedRope(scaling, source.geometry)

@@ -126,15 +126,15 @@ class Tuning:
         bf16 = self.machine.bf16 and lora is not None
         source = before if before is not None and lora is None else folder
         model = models.load(
-            source, stage.wanted, bf16=bf16, attention=self.options.attention
+            source, stage.rope, bf16=bf16, attention=self.options.attention
         )
-        on_proof(prove_model("before training", model, stage.wanted))
+        on_proof(prove_model("before training", model, stage.rope))
         if lora is not None and before is not None:
             model = models.from_adapter(model, before, trainable=True)
         elif lora is not None:
             model = models.with_adapter(model, lora, self.options.seed)
         rows = replace(
-            self.plan.rows, target=stage.wanted.context, seed=self.options.seed + number
+            self.plan.rows, target=stage.rope.context, seed=self.options.seed + number
         )
         batches = stage.steps * self.plan.accumulation * self.machine.processes
 

@@ -88,7 +88,7 @@ class RunFolder:
 
 def digest(documents: Iterable[Document]) -> str:
     """Of all texts: another text is another run."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for document in documents:
-        found.update(repr((document.text, document.messages)).encode("utf-8") + b"\0")
-    return found.hexdigest()[:16]
+        hasher.update(repr((document.text, document.messages)).encode("utf-8") + b"\0")
+    return hasher.hexdigest()[:16]

@@ -44,8 +44,10 @@ OnStep = Callable[[Step], bool]
 
 def last_whole(folder: Path) -> Path | None:
     """The newest checkpoint of a stage that was written to its end."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / WHOLE).is_file()]
-    return max(found, key=lambda path: int(path.name[11:]), default=None)
+    checkpoints = [
+        path for path in folder.glob("checkpoint-*") if (path / WHOLE).is_file()
+    ]
+    return max(checkpoints, key=lambda path: int(path.name[11:]), default=None)
 
 
 def final_weights(folder: Path) -> Path | None:

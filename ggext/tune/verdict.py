@@ -119,15 +119,15 @@ def verdict_of(
 
 
 def _answers(differences: Iterable[Difference], length: int) -> Estimate | None:
-    found = (d for d in differences if d.what == "answers" and d.end == length)
-    return next((d.difference for d in found), None)
+    matches = (d for d in differences if d.what == "answers" and d.end == length)
+    return next((d.difference for d in matches), None)
 
 
 def _perplexity(
     differences: Iterable[Difference], least: int, most: int
 ) -> Estimate | None:
     """At the last positions of texts of ``least`` to ``most`` tokens."""
-    found = [
+    matches = [
         d for d in differences if d.what == "perplexity" and least <= d.end <= most
     ]
-    return max(found, key=lambda d: d.end).difference if found else None
+    return max(matches, key=lambda d: d.end).difference if matches else None

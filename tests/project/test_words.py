@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import tokenize
@@ -103,3 +104,72 @@ def test_names_and_idioms_are_let_through(tmp_path: Path, line: str) -> None:
     assert not list(
         _WORD.finditer(RIGHT.sub("", " ".join(t for _, t in prose(tmp_path / "a.py"))))
     )
+
+
+#: What was done with a value does not say what it is: matches, expected, question, scores.
+PARTICIPLES = {"asked", "begun", "found", "said", "told", "wanted"}
+#: Names that users have: module and name → who reads it.
+PUBLIC = {
+    ("ggext/proof/report.py", "wanted"): "`PairRow.wanted`, a key of `verify --json`"
+}
+
+
+def bound_names(tree: ast.AST) -> Iterator[str]:
+    """What the module gives a name to: functions, classes, parameters, variables, attributes."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()):
+                yield name
+            case ast.Attribute(attr=name, ctx=ast.Store()) | ast.arg(arg=name):
+                yield name
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield name
+            case ast.ClassDef(name=name) | ast.alias(asname=str(name)):
+                yield name
+            case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+                yield name
+            case ast.MatchMapping(rest=str(name)) | ast.ExceptHandler(name=str(name)):
+                yield name
+
+
+def participles(text: str) -> set[str]:
+    return {
+        name
+        for name in bound_names(ast.parse(text))
+        if name.strip("_").lower() in PARTICIPLES
+    }
+
+
+def test_a_name_is_what_the_value_is() -> None:
+    names = {
+        (path.relative_to(ROOT).as_posix(), name)
+        for folder in ("ggext", "converters")
+        for path in (ROOT / folder).rglob("*.py")
+        for name in participles(path.read_text("utf-8"))
+    }
+    assert names == set(PUBLIC)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "_found = 1",
+        "self.found = 1",
+        "def found(): pass",
+        "def f(*, found=1): pass",
+        "class Found: pass",
+        "class A:\n    found: int",
+        "lambda found: 1",
+        "[1 for found in x]",
+        "if (found := x): pass",
+        "match x:\n    case [int(found), *_]: pass",
+        "with x as found: pass",
+        "import x as found",
+    ],
+)
+def test_a_participle_is_seen(code: str) -> None:
+    assert len(participles(code)) == 1
+
+
+def test_names_of_others_are_let_through() -> None:
+    assert not participles("x = a.found + told(wanted=1) + len('found')")

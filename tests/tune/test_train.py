@@ -54,8 +54,8 @@ def test_stages_have_each_their_factor_from_the_pretrained_length(
     options: Make,
 ) -> None:
     run = Tuning(options(stages=(2.0, 4.0), rows="pose"))
-    assert [stage.wanted.context for stage in run.plan.stages] == [128, 256]
-    assert [stage.wanted.trained for stage in run.plan.stages] == [64, 64]
+    assert [stage.rope.context for stage in run.plan.stages] == [128, 256]
+    assert [stage.rope.trained for stage in run.plan.stages] == [64, 64]
     assert [stage.steps for stage in run.plan.stages] == [2, 2]
     run.begin()
     proofs: list[Any] = []
@@ -243,8 +243,8 @@ def _mean_loss(tuning: Tuning) -> float:
     from ggext.tune.rows import IGNORED, Rows
 
     stage = tuning.plan.stages[0]
-    rows = replace(tuning.plan.rows, target=stage.wanted.context, seed=1)
-    model = load(tuning.plan.folder, stage.wanted)
+    rows = replace(tuning.plan.rows, target=stage.rope.context, seed=1)
+    model = load(tuning.plan.folder, stage.rope)
     total = weight = 0.0
     made = Rows(tuning._tokens, rows, 2)
     for batch in (made[0], made[1]):

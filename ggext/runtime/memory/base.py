@@ -63,9 +63,9 @@ class Memory(ABC):
     def make_room(self, count: int) -> bool:
         """Makes room for `count` more tokens, at most ``batch``; False: cancelled."""
 
-    def read(self, tokens: Sequence[int], left: int) -> bool:  # noqa: ARG002 - for policies that look ahead
-        """Evaluates tokens for which there is room, with so many of the text ``left`` after them.
-        False: cancelled."""
+    def read(self, tokens: Sequence[int], remaining: int) -> bool:  # noqa: ARG002 - for policies that look ahead
+        """Evaluates tokens for which there is room, with so many of the text ``remaining`` after
+        them. False: cancelled."""
         return self.cache.append(tokens)
 
     def write(self, token: int) -> bool:

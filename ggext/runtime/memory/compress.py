@@ -96,14 +96,14 @@ class Compress(Memory):
             if len(cache.tokens) < start:  # it was left in the middle: nothing is there
                 self.forget()
 
-    def read(self, tokens: Sequence[int], left: int) -> bool:
+    def read(self, tokens: Sequence[int], remaining: int) -> bool:
         if self.retrieval is None:
-            return super().read(tokens, left)
+            return super().read(tokens, remaining)
         self.retrieval.leave()
-        if not left and self.gone.count and not self.retrieval.begun:
+        if not remaining and self.gone.count and not self.retrieval.question_tokens:
             # Passages leave when others must: better before the answer than in it.
             self._make_room_for(len(tokens) + min(ANSWER, self.evict))
-        return self.retrieval.read(tokens, left)
+        return self.retrieval.read(tokens, remaining)
 
     def _make_room_for(self, count: int) -> None:
         """For so many tokens, or as many as there can be next to the first and the most recent."""

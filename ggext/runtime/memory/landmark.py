@@ -29,13 +29,13 @@ class Landmark(Window):
         self.cache.drop(start, end)
         return True
 
-    def read(self, tokens: Sequence[int], left: int) -> bool:
+    def read(self, tokens: Sequence[int], remaining: int) -> bool:
         self.retrieval.leave()
-        if not left and self.gone.count and not self.retrieval.begun:
+        if not remaining and self.gone.count and not self.retrieval.question_tokens:
             # Passages leave when the window slides: better before the answer than in it.
             most = self.size - self.sinks - self.evict - len(tokens)
             self.make_room(len(tokens) + max(min(most, ANSWER), 0))
-        return self.retrieval.read(tokens, left)
+        return self.retrieval.read(tokens, remaining)
 
     def cut_cache(self, count: int) -> int:
         kept = super().cut_cache(count)

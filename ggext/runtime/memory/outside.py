@@ -154,12 +154,12 @@ class Outside:
             keys = floats(kind, rows[:, columns]).reshape(len(rows), -1, size)
             heads = keys.shape[1]
             grouped = asking.reshape(tokens, heads, -1, size).transpose(1, 0, 2, 3)
-            asked = grouped.reshape(heads, 1, -1, size) / np.float32(np.sqrt(size))
-            at_once = piece(asked.shape[2] * size)
+            scaled = grouped.reshape(heads, 1, -1, size) / np.float32(np.sqrt(size))
+            at_once = piece(scaled.shape[2] * size)
             rest = -len(keys) % at_once
             padded = np.pad(keys, ((0, rest), (0, 0), (0, 0)))
             pieces = padded.reshape(-1, at_once, heads, size).transpose(2, 0, 3, 1)
-            scores = np.matmul(asked, pieces, dtype=np.float32)
+            scores = np.matmul(scaled, pieces, dtype=np.float32)
             scores[:, -1, :, at_once - rest :] = -np.inf
             yield scores
 

@@ -41,13 +41,13 @@ class Passages:
     # How many cells.
     count: int
     # Tokens of the question after them.
-    asked: int
+    question_tokens: int
 
 
 class Retrieval:
     """The text outside of one cache, and the passages of it that came back. ``room``: cells of
-    those at most. ``begun``: tokens at the end of the cache that are the beginning of a question,
-    in front of which passages stood until now."""
+    those at most. ``question_tokens``: tokens at the end of the cache that are the beginning of a
+    question, in front of which passages stood until now."""
 
     def __init__(self, cache: Cache, options: MemoryOptions, room: int) -> None:
         self.cache = cache
@@ -55,7 +55,7 @@ class Retrieval:
         self.sinks = options.sinks
         self.outside = Outside(options.spill, options.evicted_memory)
         self.passages: Passages | None = None
-        self.begun = 0
+        self.question_tokens = 0
         #: Of the question as far as it was read: each batch's queries, of each layer that is
         #: looked through.
         self._queries: list[Sequence[NDArray[float32]]] = []
@@ -73,35 +73,35 @@ class Retrieval:
         rotation = self.cache.rotation()
         return rotation.upright(block, rotation.layers.looked_through)
 
-    def read(self, tokens: Sequence[int], left: int) -> bool:
-        """Evaluates tokens, with so many of the text ``left`` after them; its last ones a second
-        time, after the passages that they ask for. False: cancelled."""
+    def read(self, tokens: Sequence[int], remaining: int) -> bool:
+        """Evaluates tokens, with so many of the text ``remaining`` after them; its last ones a
+        second time, after the passages that they ask for. False: cancelled."""
         self.leave()
         cache = self.cache
         # The window may have slid since.
-        begun = min(self.begun, len(cache.tokens) - self.sinks - 1)
-        self.begun = 0
-        if begun <= 0:
-            return self._read(tokens, left)
-        start = len(cache.tokens) - begun
+        question_tokens = min(self.question_tokens, len(cache.tokens) - self.sinks - 1)
+        self.question_tokens = 0
+        if question_tokens <= 0:
+            return self._read(tokens, remaining)
+        start = len(cache.tokens) - question_tokens
         whole = [*cache.tokens[start:], *tokens]
         cache.cut(start)
-        after = left + len(whole)
+        after = remaining + len(whole)
         for batch in cache.batches.split(whole, start, cache.n_batch):
             after -= len(batch)
             if not self._read(batch, after):
                 return False
         return True
 
-    def _read(self, tokens: Sequence[int], left: int) -> bool:
-        if not self.outside or left >= _QUESTION:
+    def _read(self, tokens: Sequence[int], remaining: int) -> bool:
+        if not self.outside or remaining >= _QUESTION:
             return self.cache.append(tokens)
         try:
             if not self._watched(tokens):
                 return False
-            return left > 0 or self._answered()
+            return remaining > 0 or self._answered()
         finally:
-            if not left:
+            if not remaining:
                 self._queries = []
 
     def _watched(self, tokens: Sequence[int]) -> bool:
@@ -128,12 +128,12 @@ class Retrieval:
         if asking < _LEAST:
             return True
         start = len(cache.tokens) - asking
-        found = self.outside.find(queries, self.room, lambda: cache.cancelled)
+        matches = self.outside.find(queries, self.room, lambda: cache.cancelled)
         question = cache.tokens[start:]
         cache.cut(start)
-        if found is None:
+        if matches is None:
             return False
-        passages = self.outside.tokens(found)
+        passages = self.outside.tokens(matches)
         try:
             return self._append(passages) and self._append(question)
         finally:
@@ -144,7 +144,7 @@ class Retrieval:
         batches = cache.batches.split(tokens, len(cache.tokens), cache.n_batch)
         return all(map(cache.append, batches))
 
-    def _own(self, index: int, count: int, asked: int) -> None:
+    def _own(self, index: int, count: int, question_tokens: int) -> None:
         """The passages are no part of the text; where nothing of the question came to stand after
         them, they leave."""
         cache = self.cache
@@ -153,7 +153,7 @@ class Retrieval:
         if len(cache.tokens) > index + count:
             del cache.tokens[index : index + count]
             del cache.positions[index : index + count]
-            self.passages = Passages(index, count, asked)
+            self.passages = Passages(index, count, question_tokens)
         elif len(cache.tokens) > index:
             cache.cut(index)
 
@@ -165,8 +165,8 @@ class Retrieval:
         self.passages = None
         # A question that is cut, and asked again or in other words, is to be seen from its
         # beginning, and not to be read around its passages.
-        begun = len(cache.tokens) - there.index
-        self.begun = begun if begun < there.asked else 0
+        following = len(cache.tokens) - there.index
+        self.question_tokens = following if following < there.question_tokens else 0
         places = cache.positions[there.index :]
         with cache.whole():
             cache.remove(places[0] - there.count, places[0])
@@ -184,7 +184,7 @@ class Retrieval:
     def forget(self) -> None:
         """Nothing has left any more."""
         self.passages = None
-        self.begun = 0
+        self.question_tokens = 0
         self._queries = []
         self.outside.clear()
 
@@ -204,12 +204,12 @@ class Retrieval:
         if stated is None:
             return None
         match stated:
-            case [int(index), int(cells), int(asked)] if (
+            case [int(index), int(cells), int(question_tokens)] if (
                 self.sinks < index < count
                 and 0 < cells <= self.room
-                and 0 < asked <= _QUESTION
+                and 0 < question_tokens <= _QUESTION
             ):
-                return Passages(index, cells, asked)
+                return Passages(index, cells, question_tokens)
         raise ModelError("what it tells of the passages that came back is damaged")
 
     def places(

@@ -251,7 +251,7 @@ def test_a_look_up_can_be_stopped(
         assert session.used + session.dropped == 940
         there = retrieval_of(session).passages
         assert there is not None
-        assert (there.count, there.asked) == (64, 32)
+        assert (there.count, there.question_tokens) == (64, 32)
 
 
 def test_products_are_computed_by_the_thread_that_asks(
