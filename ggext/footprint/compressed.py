@@ -225,13 +225,13 @@ class Compressed(Nodes):
         shape = (kind.state_rows, kind.size, blocks)
         joined = self.op((width, kind.state_rows + self.n), rows)
         if not kind.overlap:
-            found = self.op((width, count), joined, inputs.read)
-            return self.op(shape, self.view(found, shape))
+            picks = self.op((width, count), joined, inputs.read)
+            return self.op(shape, self.view(picks, shape))
         empty = self.view(self.same(self.view(joined, (width,))), (width, 1))
         joined = self.op((width, joined.shape[1] + 1), joined, empty)
-        found = self.op((width, count), joined, inputs.read)
+        picks = self.op((width, count), joined, inputs.read)
         half = (kind.size, count // 2)
-        halves = [self.op(half, self.view(found, half)) for _ in "ab"]
+        halves = [self.op(half, self.view(picks, half)) for _ in "ab"]
         parts = [self.view(t, (kind.size, kind.ratio, blocks)) for t in halves]
         both = self.op((kind.size, kind.state_rows, blocks), *parts)
         return self.op(shape, self.view(both, shape))
