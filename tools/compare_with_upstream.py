@@ -69,6 +69,9 @@ REASONS = {
     ),
     r".*\.(rope\.scaling\.finetuned|ssm\..*)": "read for layers that the model has not",
     r"granitehybrid\.expert_.*": "of a model without experts",
+    r"nemotron\.attention\.layer_norm_rms_epsilon": (
+        "llama.cpp does not read it: the norms are layer norms"
+    ),
     r"nemotron_h_moe\.attention\.layer_norm_rms_epsilon": (
         "absent, llama.cpp takes the other epsilon"
     ),
