@@ -40,6 +40,7 @@ MEASURED = frozenset(
         "granitehybrid",
         "lfm2",
         "llama",
+        "minimax-m3",
         "mistral3",
         "nemotron_h",
         "nemotron_h_moe",

@@ -14,7 +14,7 @@ from ggext.llama_cpp_facts.compressed import (
     COMPRESSED,
     compress_ratios,
 )
-from ggext.llama_cpp_facts.indexer import INDEXED, choosing_layers
+from ggext.llama_cpp_facts.indexer import IN_BLOCKS, INDEXED, choosing_layers
 from ggext.llama_cpp_facts.limits import MAX_EXPERTS, MAX_LAYERS
 from ggext.llama_cpp_facts.recurrent import (
     CONVOLUTIONS,
@@ -168,7 +168,7 @@ def architecture(header: GgufFile) -> Architecture:
     experts_used = 0
     if "expert_count" in read.keys:
         experts_used = read.number("expert_used_count", least=1, most=MAX_EXPERTS)
-    indexed = _indexed(read, layers, ratios)
+    indexed = _indexed(read, layers, ratios, kv_heads)
     return Architecture(
         name=header.arch,
         layers=tuple(
@@ -195,7 +195,8 @@ def architecture(header: GgufFile) -> Architecture:
 def _check_known(read: _Numbers) -> None:
     """Raises ``GgufError`` for an architecture whose memory is not computed here."""
     header = read.header
-    known = header.arch in (*DELTA_NETS, *CONVOLUTIONS, *MAMBAS, *INDEXED, *COMPRESSED)
+    indexed = (*INDEXED, *COMPRESSED, *IN_BLOCKS)
+    known = header.arch in (*DELTA_NETS, *CONVOLUTIONS, *MAMBAS, *indexed)
     plain = known or (
         header.arch not in _NOT_PLAIN
         and not any(key.startswith(_NOT_PLAIN_KEYS) for key in read.keys)
@@ -310,8 +311,12 @@ def _compressed(read: _Numbers, layers: int) -> tuple[list[int], int]:
     return ratios, read.number("hyper_connection.count", most=1 << 10)
 
 
-def _indexed(read: _Numbers, layers: int, ratios: list[int]) -> list[int]:
+def _indexed(
+    read: _Numbers, layers: int, ratios: list[int], kv_heads: list[int]
+) -> list[int]:
     """Values of the key of each layer's indexer."""
+    if read.header.arch in IN_BLOCKS:
+        return _in_blocks(read, layers, kv_heads)
     if read.header.arch not in (*INDEXED, *COMPRESSED):
         return [0] * layers
     for key in ("head_count", "top_k"):  # which the graph is built with
@@ -324,6 +329,26 @@ def _indexed(read: _Numbers, layers: int, ratios: list[int]) -> list[int]:
     except ValueError as error:
         raise GgufError(f"{read.header.path}: {error}; the file is damaged") from None
     return [size * flag for flag in chooses]
+
+
+def _in_blocks(read: _Numbers, layers: int, kv_heads: list[int]) -> list[int]:
+    """The same where it chooses blocks, with a head for each of keys."""
+    read.number("attention.indexer.top_k")
+    size = read.number("attention.indexer.key_length")
+    block = read.number("attention.indexer.block_size")
+    if block & (block - 1):
+        raise GgufError(
+            f"{read.header.path}: attention.indexer.block_size is {block}, and not a power of two; "
+            "the file is damaged"
+        )
+    dense = read.number("leading_dense_block_count", 0, least=0)
+    heads = read.number("attention.indexer.head_count")
+    if set(kv_heads[dense:]) - {heads}:
+        raise GgufError(
+            f"{read.header.path}: attention.indexer.head_count is {heads}, not that of the "
+            "heads of keys; the file is damaged"
+        )
+    return [size * (i >= dense) for i in range(layers)]
 
 
 def _window(read: _Numbers, layers: int) -> int:

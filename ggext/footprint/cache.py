@@ -145,7 +145,9 @@ def compressed_cells(ratio: int, context: Context) -> int:
 def _chosen_and_compressed(layer: Layer, context: Context) -> int:
     """Bytes of an indexer's keys, and of those of compressed tokens."""
     count = compressed_cells(max(layer.ratio, 1), context)
-    rows = (layer.indexed, layer.key * (layer.ratio > 0))
+    # where a layer has values, llama.cpp keeps some with the indexer, which nothing reads
+    unread = layer.value * (layer.indexed > 0)
+    rows = (layer.indexed, unread, layer.key * (layer.ratio > 0))
     return sum(_bytes(row, row, count, context) for row in rows)
 
 

@@ -119,7 +119,7 @@ class Compressed(Nodes):
             q, k = (self.op(t.shape, turned, t) for t in (q, k))
         for tensor in (q, k):
             self.graph.expand(tensor)
-        self._put(k, self.window.places)
+        self.store(k, self.window.places)
         mask = self.kinds[name][1].mask if name else None
         if layer.indexed and mask is not None:
             best = self._best(at, layer, x, short, positions)
@@ -210,13 +210,13 @@ class Compressed(Nodes):
         made = self.same(made, inputs.positions)
         if inputs.rotation is not None:
             made = self.op(made.shape, inputs.rotation, made)
-        self._put(made, inputs.written)
+        self.store(made, inputs.written)
         kept = [
             self.op((t.shape[0], inputs.kept_from.shape[0]), t, inputs.kept_from)
             for t in (keys, scores)
         ]
         for rows in kept:
-            self._put(rows, inputs.kept_to)
+            self.store(rows, inputs.kept_to)
 
     def _blocks(self, rows: Tensor, kind: Kind, inputs: _Inputs) -> Tensor:
         """The rows of the state and the batch, block by block, a block's tokens first."""
@@ -235,8 +235,3 @@ class Compressed(Nodes):
         parts = [self.view(t, (kind.size, kind.ratio, blocks)) for t in halves]
         both = self.op((kind.size, kind.state_rows, blocks), *parts)
         return self.op(shape, self.view(both, shape))
-
-    def _put(self, rows: Tensor, places: Tensor) -> None:
-        self.graph.expand(
-            Tensor((1,), (self.view(rows, rows.shape), places), stored=True)
-        )

@@ -7,16 +7,19 @@ the tensors that the file has. Weights and cache lie elsewhere and are left out.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
 
 from ggext.footprint.allocator import Graph, Tensor
 from ggext.footprint.architecture import Architecture, Layer
+from ggext.footprint.blocks import Blocks
 from ggext.footprint.cache import Context, cells, is_quantized
 from ggext.footprint.compressed import Compressed
 from ggext.footprint.feed_forward import FeedForward
 from ggext.footprint.indexed import Indexed
+from ggext.footprint.nodes import AttentionInputs
 from ggext.footprint.recurrent import Recurrent
 from ggext.footprint.streams import Streams
+from ggext.llama_cpp_facts.indexer import IN_BLOCKS
 from ggext.llama_cpp_facts.recurrent import (
     CONVOLUTIONS,
     DELTA_NETS,
@@ -39,7 +42,20 @@ _SELECT_NORMED = (*DELTA_NETS, *NEMOTRONS, "gemma4")
 def compute_bytes(arch: Architecture, context: Context) -> int:
     """Bytes of llama.cpp's compute buffer on one device: a batch of prompt tokens at the end of a
     full context, with logits for each token."""
+    if (
+        arch.name in IN_BLOCKS
+    ):  # made for an empty context, and made larger as a text grows
+        return max(bytes_at(arch, context, reached) for reached in (0, context.cells))
     return _Builder(arch, context).build().peak()
+
+
+def bytes_at(arch: Architecture, context: Context, reached: int) -> int:
+    """Bytes that the buffer has where a model chooses blocks of a text of ``reached`` tokens.
+    A token by itself has a graph of its own."""
+    builders = [_Builder(arch, context), _Builder(arch, replace(context, batch=1))]
+    for builder in builders:
+        builder.reached = reached
+    return max(builder.build().peak() for builder in builders)
 
 
 def input_bytes(arch: Architecture, context: Context) -> int:
@@ -50,21 +66,9 @@ def input_bytes(arch: Architecture, context: Context) -> int:
     )
 
 
-class _Inputs(NamedTuple):
-    """What attention reads in addition to its tokens: the cells where keys and values go, the mask,
-    and the rotations that quantized caches get."""
-
-    keys: Tensor
-    values: Tensor
-    mask: Tensor
-    key_rotation: Tensor | None
-    value_rotation: Tensor | None
-
-
-class _Builder(Recurrent, FeedForward, Indexed, Compressed, Streams):
+class _Builder(Recurrent, FeedForward, Indexed, Compressed, Streams, Blocks):
     def __init__(self, arch: Architecture, context: Context) -> None:
         super().__init__(arch, context)
-        self.positions = Tensor((self.n,))
         self.selected = Tensor((self.n,))  # the tokens whose logits are wanted
         self.inputs = {
             slides: self._attention_inputs(slides)
@@ -127,7 +131,7 @@ class _Builder(Recurrent, FeedForward, Indexed, Compressed, Streams):
     def _selects_in_layer(self) -> bool:
         return not self._selects_last and self.arch.name not in _SELECT_NORMED
 
-    def _attention_inputs(self, slides: bool) -> _Inputs:
+    def _attention_inputs(self, slides: bool) -> AttentionInputs:
         layer = next(
             layer
             for layer in self.arch.layers
@@ -141,7 +145,7 @@ class _Builder(Recurrent, FeedForward, Indexed, Compressed, Streams):
         if is_quantized(self.context.kv_type) and self.arch.latent is None:
             key = Tensor((layer.key & -layer.key,) * 2) if layer.key % 64 == 0 else None
             value = Tensor((64, 64)) if layer.value % 64 == 0 else None
-        return _Inputs(
+        return AttentionInputs(
             Tensor((self.n,), item=8), Tensor((self.n, rows), item=8), mask, key, value
         )
 
@@ -214,14 +218,17 @@ class _Builder(Recurrent, FeedForward, Indexed, Compressed, Streams):
             x = self._scores(layer, self.graph.expand(q), inputs.mask)
             return self.matrix(x, f"{at}attn_output")
         q, k, v, gated = self._queries_keys_values(at, layer, x)
+        if layer.indexed:
+            x = self.blocks_attention(at, layer, x, (q, k, v), inputs)
+            return self.matrix(x, f"{at}attn_output")
         if inputs.key_rotation is not None:
             q, k = (self.op(t.shape, t, inputs.key_rotation) for t in (q, k))
         if inputs.value_rotation is not None:
             v = self.op(v.shape, v, inputs.value_rotation)
         for tensor in (q, v, k):
             self.graph.expand(tensor)
-        self._store(k, inputs.keys)
-        self._store(v, inputs.values)
+        self.store(k, inputs.keys)
+        self.store(v, inputs.values)
         x = self._scores(layer, q, inputs.mask)
         if inputs.value_rotation is not None:
             x = self.op(x.shape, x, inputs.value_rotation)
@@ -230,12 +237,6 @@ class _Builder(Recurrent, FeedForward, Indexed, Compressed, Streams):
         if self.arch.has(f"{at}attn_gate.weight"):
             x = self.same(x, self.same(self.matrix(normed, f"{at}attn_gate")))
         return self.matrix(x, f"{at}attn_output")
-
-    def _store(self, rows: Tensor, places: Tensor) -> None:
-        """Puts keys or values into the cache."""
-        self.graph.expand(
-            Tensor((1,), (self.view(rows, rows.shape), places), stored=True)
-        )
 
     def _queries_keys_values(
         self, at: str, layer: Layer, x: Tensor
@@ -288,7 +289,8 @@ class _Builder(Recurrent, FeedForward, Indexed, Compressed, Streams):
         value = latent.rank if latent else layer.value
         q = self.view(q, (layer.key, self.n, layer.heads))
         if self.context.flash_attention:
-            x = self.op((value, layer.heads, self.n), q, mask)
+            halved = self._halved(layer.kv_heads, (layer.key, value), mask.shape[0])
+            x = self.op((value, layer.heads, self.n), q, *halved, mask)
             if latent:
                 x = self.op(
                     (latent.value, self.n, layer.heads),
@@ -313,6 +315,16 @@ class _Builder(Recurrent, FeedForward, Indexed, Compressed, Streams):
         rows = x.shape[0] * layer.heads
         return self.graph.expand(
             self.op((rows, self.n), self.view(x, (x.shape[0], layer.heads, self.n)))
+        )
+
+    def _halved(
+        self, heads: int, sizes: tuple[int, int], count: int
+    ) -> tuple[Tensor, ...]:
+        """Keys and values of a float32 cache, which flash attention reads as float16."""
+        if self.context.kv_type != "f32":
+            return ()
+        return tuple(
+            self.op((size, count, heads), self.positions, item=2) for size in sizes
         )
 
     def _latent_attention(self, at: str, layer: Layer, x: Tensor) -> Tensor:
@@ -346,6 +358,6 @@ class _Builder(Recurrent, FeedForward, Indexed, Compressed, Streams):
         inputs = self.inputs[layer.slides]
         for tensor in (q, values, k):
             self.graph.expand(tensor)
-        self._store(k, inputs.keys)
+        self.store(k, inputs.keys)
         mask = self.mask_of_chosen(inputs.mask)
         return self.matrix(self._scores(layer, q, mask), f"{at}attn_output")

@@ -40,9 +40,7 @@ class Indexed(Nodes):
         k = self.same(self.view(k, (size, 1, self.n)))
         q = self.op(q.shape, inputs.rotation, q)
         k = self.op(k.shape, inputs.rotation, k)
-        self.graph.expand(
-            Tensor((1,), (self.view(k, k.shape), inputs.places), stored=True)
-        )
+        self.store(k, inputs.places)
         weights = self.same(self.matrix(x, f"{at}indexer.proj"))
         cells = self.context.cells
         scores = self.op((cells, self.n), q, weights, inputs.mask)

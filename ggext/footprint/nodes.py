@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ggext.footprint.allocator import Graph, Tensor
 from ggext.footprint.architecture import Architecture
 from ggext.footprint.cache import Context
+
+
+class AttentionInputs(NamedTuple):
+    """What attention reads in addition to its tokens: the cells where keys and values go, the mask,
+    and the rotations that quantized caches get."""
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+    key_rotation: Tensor | None
+    value_rotation: Tensor | None
 
 
 class Nodes:
@@ -15,6 +28,7 @@ class Nodes:
         self.context = context
         self.n = context.ubatch
         self.tokens = Tensor((self.n,))
+        self.positions = Tensor((self.n,))
         self.graph = Graph()
 
     @staticmethod
@@ -31,6 +45,12 @@ class Nodes:
         view = Tensor(shape, (source,), base=source.base or source)
         view.whole = whole
         return view
+
+    def store(self, rows: Tensor, places: Tensor) -> None:
+        """Puts rows into a cache."""
+        self.graph.expand(
+            Tensor((1,), (self.view(rows, rows.shape), places), stored=True)
+        )
 
     def norm(self, x: Tensor, name: str) -> Tensor:
         if not self.arch.has(f"{name}.weight"):

@@ -23,6 +23,7 @@ from ggext.footprint.cache import (
 from ggext.footprint.graph import compute_bytes, input_bytes
 from ggext.gguf.reader import GgufFile
 from ggext.llama_cpp_facts.compressed import COMPRESSED
+from ggext.llama_cpp_facts.indexer import IN_BLOCKS
 
 LONGEST = 1 << 26  # tokens; beyond it no search goes
 #: Share of what is free; the rest is for threads' buffers and for what others begin to use.
@@ -112,6 +113,11 @@ class Planner:
     def _least(self, tokens: int, free: Memories) -> Context:
         """`context` with the fewest tokens at once."""
         flash = self.choices.flash_attention
+        if flash is False and self.arch.name in IN_BLOCKS:
+            raise UsageError(
+                f"{self.header.path} attends to blocks of the text that it chooses, which "
+                "llama.cpp does with flash attention alone: leave it to ggext"
+            )
         if self._needs_flash_attention or (
             flash is None and tokens <= self.flash_until
         ):
@@ -137,6 +143,9 @@ class Planner:
             return context
         heads = max((layer.heads for layer in self.arch.layers), default=0)
         scores = 0 if context.flash_attention else heads * context.cells
+        if self.arch.name in IN_BLOCKS:  # a mask for each head, which is turned round
+            heads = self.arch.keys["attention.indexer.head_count"]
+            scores = 2 * heads * context.cells
         row = 4 * (scores + self.arch.vocabulary)
         for batch in defaults.larger_batches(self.header.tensors, self._threads):
             larger = replace(context, batch=batch)
@@ -152,7 +161,9 @@ class Planner:
     def _needs_flash_attention(self) -> bool:
         nobody_chose = self.choices.flash_attention is None
         return nobody_chose and (
-            self.gpu_layers > 0 or is_quantized(self.choices.kv_type)
+            self.gpu_layers > 0
+            or is_quantized(self.choices.kv_type)
+            or self.arch.name in IN_BLOCKS
         )
 
     @cached_property

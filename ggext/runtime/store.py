@@ -32,6 +32,7 @@ from ggext.gguf.plain_files import open_plain, private_file
 from ggext.gguf.rope import effective_table
 from ggext.gguf.system import read_at
 from ggext.gguf.writer import check_room, output_errors
+from ggext.llama_cpp_facts.compressed import COMPRESSED
 from ggext.runtime import llama
 from ggext.runtime.checked_state import StateError, check_state, kind_of
 from ggext.runtime.closing import Closing
@@ -99,16 +100,26 @@ def table_digest(header: GgufFile, regime: Regime) -> str:
     ).hexdigest()
 
 
-def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
-    """Writes the session's cache; the bytes of the file. Raises OutputError, ModelError, and
-    StateError for a model whose cache cannot be kept."""
-    import numpy as np
-
+def _check_kept(session: Session) -> None:
+    """Raises StateError for a session of which the text alone is kept."""
     if not session.can_be_kept:
         policy = session.memory.options.when_full
         raise StateError(
             f"tokens have left the context, and of what {policy} makes of it only the text is kept"
         )
+    if session.model.architecture in COMPRESSED:
+        raise StateError(
+            f"the cache of {session.model.architecture} has compressed tokens, a form that ggext "
+            "does not keep: of a chat only the text is kept"
+        )
+
+
+def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
+    """Writes the session's cache; the bytes of the file. Raises OutputError, ModelError, and
+    StateError for a model whose cache cannot be kept."""
+    import numpy as np
+
+    _check_kept(session)
     tokens = np.array(session.tokens, "<i4")
     cells = session.snapshot()
     logits = session.last_logits().astype("<f4")

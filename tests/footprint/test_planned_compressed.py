@@ -138,9 +138,3 @@ def test_the_numbers_are_held(key: str, value: Any, tmp_path: Path) -> None:
     )
     with pytest.raises(GgufError, match=key.rpartition(".")[2]):
         plan(path, PlanOptions(256, gpu_layers=0), FREE)
-
-
-def test_blocks_of_tokens_that_are_chosen_are_refused(tmp_path: Path) -> None:
-    path = tiny_gguf.write_random(tmp_path / "model.gguf", "minimax-m3")
-    with pytest.raises(GgufError, match="minimax-m3 is not known here: load it to see"):
-        plan(path, PlanOptions(256, gpu_layers=0), FREE)

@@ -17,6 +17,7 @@ from ggext.convert import ConvertOptions, convert
 from ggext.footprint.allocator import Graph, Tensor
 from ggext.footprint.cache import KV_TYPES, Context, Swa
 from ggext.footprint.planner import Choices, Memories
+from ggext.llama_cpp_facts.indexer import IN_BLOCKS
 from ggext.plan import MEASURED, PlanOptions, plan
 
 pytestmark = pytest.mark.usefixtures("two_cores")
@@ -38,12 +39,14 @@ def within(share: float, found: int, wanted: int) -> bool:
     return abs(found - wanted) <= share * wanted
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape", [name for name in SHAPES if SHAPES[name].arch not in IN_BLOCKS]
+)
 def test_the_plan_is_what_llama_cpp_allocates_for_published_models(
     shape: str, tmp_path: Path
 ) -> None:
     """Real sizes over files without tensors. Each figure by itself, so that large weights hide
-    nothing."""
+    nothing. What chooses blocks has a file of its own."""
     pytest.importorskip("llama_cpp")
     path = write_sized(tmp_path / "model.gguf", SHAPES[shape])
     with opened(path) as make:
@@ -69,6 +72,30 @@ def test_the_plan_is_what_llama_cpp_allocates_for_published_models(
                     share,
                     wanted,
                 )
+
+
+@pytest.mark.parametrize(
+    "shape", ["llama-3-8b", "gemma-3-4b", "glm-5-8-layers", "qwen3.5-27b"]
+)
+def test_flash_attention_reads_a_float32_cache_as_float16(
+    shape: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("llama_cpp")
+    path = write_sized(tmp_path / "model.gguf", SHAPES[shape])
+    with opened(path) as make:
+        for tokens, batch in ((4096, 1), (4096, 128)):
+            options = PlanOptions(tokens, 0, Choices("f32", batch, True, "full"))
+            wanted = make(
+                n_ctx=tokens,
+                n_batch=batch,
+                n_ubatch=batch,
+                flash_attn_type=1,
+                type_k=0,
+                type_v=0,
+                swa_full=True,
+            )
+            found = plan(path, options, FREE).ram
+            assert within(0.02, found.compute, wanted.compute), (batch, found, wanted)
 
 
 def test_every_architecture_that_is_called_measured_is() -> None:

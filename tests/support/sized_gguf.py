@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ggext.gguf.header import pack_header, packed_length, roomy_length
 from ggext.gguf.types import F16, F32, I32, Field, TensorInfo, aligned, tensor_nbytes
 from ggext.llama_cpp_facts.compressed import COMPRESSED
-from ggext.llama_cpp_facts.indexer import INDEXED
+from ggext.llama_cpp_facts.indexer import IN_BLOCKS, INDEXED
 from ggext.llama_cpp_facts.recurrent import (
     DELTA_NETS,
     MAMBAS,
@@ -52,8 +52,16 @@ _NORMED_HEADS = (
     "gemma3",
     "olmo2",
     "olmoe",
+    *IN_BLOCKS,
 )
-_BIASED_CHOICE = ("dots1", "ernie4_5-moe", "glm4moe", "nemotron_h_moe", *INDEXED)
+_BIASED_CHOICE = (
+    "dots1",
+    "ernie4_5-moe",
+    "glm4moe",
+    "nemotron_h_moe",
+    *INDEXED,
+    *IN_BLOCKS,
+)
 _WITHOUT_GATE = ("phi3", "starcoder2", *NEMOTRONS)
 
 
@@ -110,6 +118,19 @@ _INDEXED = {
     "attention.indexer.top_k": 2048,
     "expert_gating_func": 2,
     "expert_weights_norm": True,
+}
+_IN_BLOCKS = {
+    "attention.indexer.head_count": 4,
+    "attention.indexer.key_length": 128,
+    "attention.indexer.top_k": 16,
+    "attention.indexer.block_size": 128,
+    "attention.indexer.local_blocks": 1,
+    "leading_dense_block_count": 3,
+    "expert_shared_count": 1,
+    "expert_gating_func": 2,
+    "expert_weights_scale": 2.0,
+    "expert_weights_norm": True,
+    "rope.dimension_count": 64,
 }
 _COMPRESSED = {
     "attention.indexer.head_count": 64,
@@ -336,6 +357,20 @@ SHAPES = {
         shared_ff=2048,
         keys=_COMPRESSED,
     ),
+    "minimax-m3-8-layers": Shape(
+        "minimax-m3",
+        8,
+        6144,
+        64,
+        4,
+        128,
+        12288,
+        200064,
+        experts=(128, 4, 3072),
+        shared_ff=3072,
+        dense_lead=3,
+        keys=_IN_BLOCKS,
+    ),
     "glm-5-8-layers": Shape(
         "glm-dsa",
         8,
@@ -508,6 +543,8 @@ def tensors(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         parts = [mixer(s), _norms(s, recurs), _feed_forward(s, i)]
         if s.arch in COMPRESSED:
             parts[0] = _compressed(s, i)
+        if s.arch in IN_BLOCKS and i >= s.dense_lead:
+            parts.append(_index(s))
         if s.arch == "falcon-h1":  # which is both
             parts.append(_attention(s))
         if s.arch in NEMOTRONS:  # one of them
@@ -593,6 +630,15 @@ def _compressed(s: Shape, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     if layer < s.keys["hash_layer_count"]:
         assert s.experts is not None
         yield "ffn_gate_tid2eid.weight", (s.experts[1], s.vocab)
+
+
+def _index(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """What chooses blocks of tokens."""
+    size = s.keys["attention.indexer.key_length"]
+    heads = s.keys["attention.indexer.head_count"]
+    for kind, count in (("q", heads), ("k", 1)):
+        yield f"indexer.{kind}_proj.weight", (s.width, count * size)
+        yield f"indexer.{kind}_norm.weight", (size,)
 
 
 def _compressor(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,8 +39,10 @@ def test_the_state_is_refused_and_the_session_goes_on(
 ) -> None:
     with pytest.raises(StateError, match="of a chat only the text is kept") as caught:
         store.save(tmp_path / "kv.bin", session, KEY)
-    assert "deepseek4" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    said = str(caught.value)
+    assert said.startswith("the cache of deepseek4 has compressed tokens, a form that")
+    # nothing of how the bytes were misread
+    assert not re.search(r"\d{2}|streams|\n", said)
     assert not (tmp_path / "kv.bin").exists()
     assert session.evaluate([*IDS, 5, 6]).reused == len(IDS)
 
