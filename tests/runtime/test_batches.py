@@ -109,7 +109,19 @@ def test_what_is_read_ahead_ends_where_a_batch_would(
 def test_windows_count_as_the_cells_that_they_have() -> None:
     def layers(*slides: bool) -> Architecture:
         made = tuple(Layer(32, 8, 128, 128, slides=each) for each in slides)
-        return Architecture("x", made, 4096, 1000, 1024, None, 0, 131072, {}, {})
+        return Architecture(
+            name="x",
+            layers=made,
+            width=4096,
+            vocabulary=1000,
+            window=1024,
+            latent=None,
+            experts_used=0,
+            context=131072,
+            streams=0,
+            keys={},
+            tensors={},
+        )
 
     def at_32768(arch: Architecture, *, whole: bool) -> int:
         return Batches(
