@@ -49,22 +49,36 @@ def _require_shared(*paths: str) -> None:
             )
 
 
+_FOLDERS = {
+    "XDG_CACHE_HOME": ".cache",
+    "XDG_CONFIG_HOME": ".config",
+    "XDG_DATA_HOME": ".local/share",
+    "XDG_STATE_HOME": ".local/state",
+    "HF_HOME": ".cache/huggingface",
+}
+
+
+def _at_home(home: Path, patch: pytest.MonkeyPatch) -> None:
+    home.mkdir()
+    patch.setenv("HOME", str(home))
+    for variable, folder in _FOLDERS.items():
+        patch.setenv(variable, str(home / folder))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _isolated_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fixtures of a module see nothing of the real user either, such as what doctor measured."""
+    with pytest.MonkeyPatch.context() as patch:
+        _at_home(tmp_path_factory.mktemp("user") / "home", patch)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _isolated_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """The test runs as a user who has never run anything; the real one's files stay untouched."""
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.setenv("HOME", str(home))
-    for variable, folder in {
-        "XDG_CACHE_HOME": ".cache",
-        "XDG_CONFIG_HOME": ".config",
-        "XDG_DATA_HOME": ".local/share",
-        "XDG_STATE_HOME": ".local/state",
-        "HF_HOME": ".cache/huggingface",
-    }.items():
-        monkeypatch.setenv(variable, str(home / folder))
+    _at_home(tmp_path / "home", monkeypatch)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for variable in ("HF_TOKEN", "NO_COLOR", "FORCE_COLOR", "COLUMNS"):
         monkeypatch.delenv(variable, raising=False)

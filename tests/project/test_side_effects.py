@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ggext import _native
+from ggext.folders import cache_folder
 from ggext.gguf.types import F32
 from ggext.gguf.writer import TensorToWrite, write_gguf
 
@@ -100,3 +101,14 @@ def test_models_that_are_opened_at_once_know_their_own_copied_weights(
         Model.open(demo_gguf, progress=log_of_another) as model,
     ):
         assert model.copied == alone.copied < 700 * 2**20
+
+
+@pytest.fixture(scope="module")
+def cache_of_a_module() -> Path:
+    return cache_folder()
+
+
+def test_fixtures_of_a_module_see_nothing_of_the_user(
+    cache_of_a_module: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    assert cache_of_a_module.is_relative_to(tmp_path_factory.getbasetemp())
