@@ -13,22 +13,24 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ggext.chat.folder import ChatFolder
 from ggext.chat.transcript import TranscriptError, Turn, checked_turns
-from ggext.errors import OutputError
 from ggext.gguf.plain_files import open_plain, private_file, read_plain
+from ggext.gguf.writer import output_errors
 from ggext.runtime.closing import Closing
 
 _FORMAT = "ggext journal"
 _VERSION = 1
 _MAX_BYTES = 1 << 30
 _MAX_TURNS = 1 << 20
+#: What follows from a disk that fails, for `output_errors`.
+_NOT_KEPT = "the chat is not being kept"
 
 
 class Journal(Closing):
@@ -42,7 +44,7 @@ class Journal(Closing):
     def __init__(self, path: Path, model: str) -> None:
         self.path = path
         self._file = -1
-        with _as_output_error(path):
+        with output_errors(path, _NOT_KEPT):
             self.folder = ChatFolder(path.parent)
         try:
             contents = (
@@ -55,7 +57,7 @@ class Journal(Closing):
             self.dropped_turns = contents.dropped_turns
             self.damaged = contents.damaged
             self._head = {"format": _FORMAT, "version": _VERSION, "model": model}
-            with _as_output_error(path):
+            with output_errors(path, _NOT_KEPT):
                 if contents.lost_inside:
                     _keep_aside(path)
                 # Rewritten when opened: without the halves of answers, and with a whole last line.
@@ -78,7 +80,7 @@ class Journal(Closing):
             and dropped_turns == self.dropped_turns
         ):
             return ""
-        with _as_output_error(self.path):
+        with output_errors(self.path, _NOT_KEPT):
             note = ""
             if self._is_there:
                 self._append(_line(_record(keep, turns[keep:], dropped_turns)))
@@ -239,13 +241,3 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
-
-
-@contextmanager
-def _as_output_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{path}: {error.strerror or error}; the chat is not being kept"
-        ) from None

@@ -28,9 +28,12 @@ from ggext.gguf.exclusive import (
 )
 from ggext.gguf.journal import Identity, Journal, Record, undo_path
 from ggext.gguf.reader import GgufFile
+from ggext.gguf.writer import output_errors
 
 _SAMPLES, _SAMPLE = 16, 4096
 _SMALL = 2 * _SAMPLES * _SAMPLE
+#: What follows from a disk that fails, for `output_errors`.
+_UNCHANGED = "the file is as it was, or is made whole when ggext next opens it"
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def repair(path: Path, progress: Progress = silent, *, trust: bool = False) -> s
     journal = Journal.of(path)
     if not journal.unfinished and not (path.exists() and _is_litter(journal, path)):
         return ""
-    with _journal_errors(path), exclusive(path) as file:
+    with output_errors(path, _UNCHANGED), exclusive(path) as file:
         journal = Journal.of(path)  # whoever held the file may have ended it
         if journal.unfinished:
             _check_proven(file, journal, trust)
@@ -133,7 +136,7 @@ def _changing(
     path: Path, *, trust: bool = False
 ) -> Iterator[tuple[ExclusiveFile, Journal]]:
     """The file for us alone, whole, and the undo file that belongs to it."""
-    with _journal_errors(path), exclusive(path) as file:
+    with output_errors(path, _UNCHANGED), exclusive(path) as file:
         journal = Journal.of(path)
         if journal.entries:
             _check_proven(file, journal, trust)
@@ -158,17 +161,6 @@ def _check_proven(file: ExclusiveFile, journal: Journal, trust: bool) -> None:
         f"{journal.path} does not prove that it was made for {file.path.name}: after a move to "
         f"another disk ggext repair {file.path} takes it if you say so; else move it away"
     )
-
-
-@contextlib.contextmanager
-def _journal_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{path}: {error.strerror or error}; the file is as it was, or is made whole when "
-            "ggext next opens it"
-        ) from None
 
 
 def _check_ours(file: ExclusiveFile, journal: Journal) -> None:

@@ -147,14 +147,14 @@ def _header(arranged: Arranged, fields: Mapping[str, Field]) -> bytes:
 
 
 @contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """An ``OSError`` in the block becomes an ``OutputError``."""
+def output_errors(
+    path: Path, consequence: str = "nothing was written"
+) -> Iterator[None]:
+    """An ``OSError`` in the block becomes an ``OutputError``, which says what follows from it."""
     try:
         yield
     except OSError as error:
-        raise OutputError(
-            f"{path}: {error.strerror or error}; nothing was written"
-        ) from None
+        raise OutputError(f"{path}: {error.strerror or error}; {consequence}") from None
 
 
 def layout(tensors: Sequence[TensorToWrite], alignment: int) -> list[TensorInfo]:

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 
 from ggext.errors import ModelError
 from ggext.footprint.machine import free_memory
+from ggext.gguf.writer import output_errors
 from ggext.runtime.cell_types import F16, Q8_0, floats, holds_q8_0, row_bytes, rows_of
 from ggext.runtime.memory.gone import Gone
-from ggext.runtime.memory.rows import BlockFile, Rows, spill_errors
+from ggext.runtime.memory.rows import SPILL_FAILED, BlockFile, Rows
 from ggext.runtime.products import piece
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def _share_of_free(spill: Path | None) -> int | None:
     """Bytes of the memory, or of the disk, that is free; None where the system does not say."""
     free = free_memory()
     if spill is not None:
-        with spill_errors(spill):
+        with output_errors(spill, SPILL_FAILED):
             free = shutil.disk_usage(spill).free
     return None if free is None else free // _SHARE
 

@@ -6,27 +6,20 @@ from __future__ import annotations
 import tempfile
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from ggext.errors import OutputError
+from ggext.gguf.writer import output_errors
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
-@contextmanager
-def spill_errors(folder: Path) -> Iterator[None]:
-    """An OSError as an OutputError that says what the folder is for."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{folder}: {error.strerror or error}; what leaves the context is kept there: free "
-            "some space, or name another folder"
-        ) from None
+#: What follows from a disk that fails, for `output_errors`.
+SPILL_FAILED = (
+    "what leaves the context is kept there: free some space, or name another folder"
+)
 
 
 class BlockFile:
@@ -37,13 +30,13 @@ class BlockFile:
         self._folder = folder
         self._free: list[int] = []
         self._places = 0
-        with spill_errors(folder):
+        with output_errors(folder, SPILL_FAILED):
             self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - `close` closes it
 
     def write(self, block: NDArray[np.uint8]) -> int:
         """The place of the block, for `read` and `free`."""
         place = self._free.pop() if self._free else self._places
-        with spill_errors(self._folder):
+        with output_errors(self._folder, SPILL_FAILED):
             self._file.seek(place * block.nbytes)
             data = block.data.cast("B")
             while data:
@@ -53,7 +46,7 @@ class BlockFile:
 
     def read(self, place: int, block: NDArray[np.uint8]) -> None:
         """Fills the block with what was written there."""
-        with spill_errors(self._folder):
+        with output_errors(self._folder, SPILL_FAILED):
             self._file.seek(place * block.nbytes)
             data = block.data.cast("B")
             while data:
@@ -70,7 +63,7 @@ class BlockFile:
         """Forgets all."""
         self._free = []
         self._places = 0
-        with spill_errors(self._folder):
+        with output_errors(self._folder, SPILL_FAILED):
             self._file.truncate(0)
 
     def close(self) -> None:
