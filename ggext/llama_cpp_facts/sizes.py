@@ -18,8 +18,7 @@ from ggext.llama_cpp_facts.limits import (
 from ggext.llama_cpp_facts.sliding import (
     SHARED_LAYERS,
     WINDOW,
-    sliding_layers,
-    window_of,
+    layers_with_windows,
 )
 
 _STREAMS = 4  # of a residual, as the graph asserts
@@ -39,9 +38,7 @@ def sizes_of(
         sizes = Sizes.of(facts, keys, vocabulary)
         return sizes, [sizes] * sizes.layers
     layers = Numbers(keys).number("block_count", most=MAX_LAYERS)
-    slides = [False] * layers
-    if window_of(arch, keys, layers):
-        slides = sliding_layers(arch, keys, layers)
+    slides = layers_with_windows(arch, keys, layers)
     own = layers - Numbers(keys).number(SHARED_LAYERS, 0, least=0)
     # what is shared is taken from the last two layers that have their own
     if own < layers and (own < 2 or slides[own - 2 : own] != [True, False]):

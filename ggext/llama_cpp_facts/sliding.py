@@ -74,6 +74,14 @@ def has_windows(arch: str, keys: Mapping[str, Any]) -> bool:
     return rule is None or rule.depth in (0, keys.get("block_count"))
 
 
+def layers_with_windows(arch: str, keys: Mapping[str, Any], layers: int) -> list[bool]:
+    """For each of ``layers``, whether it slides; none does in a file without a window. Raises
+    ValueError as `sliding_layers`."""
+    if not window_of(arch, keys, layers):
+        return [False] * layers
+    return sliding_layers(arch, keys, layers)
+
+
 def sliding_layers(arch: str, keys: Mapping[str, Any], layers: int) -> list[bool]:
     """For each of ``layers``, whether it slides in a file with a window.
 

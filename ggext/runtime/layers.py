@@ -4,10 +4,9 @@ of them see the whole context."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ggext.gguf.reader import GgufFile
-from ggext.llama_cpp_facts.sliding import SHARED_LAYERS, sliding_layers, window_of
+from ggext.llama_cpp_facts.sliding import SHARED_LAYERS, layers_with_windows
 from ggext.rope.decode import LayerKind, layer_kinds
 from ggext.rope.keys import count_of
 
@@ -30,7 +29,7 @@ class CachedLayers:
     def __init__(self, header: GgufFile) -> None:
         keys = header.arch_keys()
         kinds = layer_kinds(keys, header.arch)
-        slides = _slides(header.arch, keys, len(kinds))
+        slides = layers_with_windows(header.arch, keys, len(kinds))
         count = len(kinds) - count_of(keys, "nextn_predict_layers")
         own = max(count - count_of(keys, SHARED_LAYERS), 0)
         layers = [CachedLayer(i, kinds[i], slides[i]) for i in range(own)]
@@ -49,9 +48,3 @@ class CachedLayers:
         count = len(self.whole)
         step = 2 if count == len(self.layers) else 1
         return range(count // 2, count, step)
-
-
-def _slides(arch: str, keys: dict[str, Any], layers: int) -> list[bool]:
-    if not window_of(arch, keys, layers):
-        return [False] * layers
-    return sliding_layers(arch, keys, layers)
