@@ -171,7 +171,11 @@ class Family:
         if value is not None and value not in (
             accepted if isinstance(accepted, tuple) else (accepted,)
         ):
-            raise CheckpointError(f"{self.config.source}: {name} is {value!r}; {why}")
+            raise self.refused(f"{name} is {value!r}; {why}")
+
+    def refused(self, why: str) -> CheckpointError:
+        """An error that names the configuration."""
+        return CheckpointError(f"{self.config.source}: {why}")
 
     @property
     def is_tied(self) -> bool:

@@ -21,7 +21,7 @@ from ggext.converters.base import (
 )
 from ggext.converters.llama import WITHOUT_OUTPUT, Llama
 
-from ggext.errors import CheckpointError
+from ggext.llama_cpp_facts.compressed import ALL, CHOSEN
 
 _SQRT_SOFTPLUS = 4  # LLAMA_EXPERT_GATING_FUNC_TYPE
 _STREAMS = 4
@@ -29,7 +29,7 @@ _SLIDES, _CHOSEN, _ALL = (
     f"{kind}_attention"
     for kind in ("sliding", "compressed_sparse", "heavily_compressed")
 )
-_RATIOS = {_SLIDES: 0, _CHOSEN: 4, _ALL: 128}
+_RATIOS = {_SLIDES: 0, _CHOSEN: CHOSEN, _ALL: ALL}
 _BY_TOKEN, _BY_SCORE = "hash_moe", "moe"
 _NOT_SCORED = "its layer takes experts by the token's number, and chooses none"
 #: What transformers calls a tensor, in memory or in what it saves, a part of its name → the
@@ -130,26 +130,23 @@ class DeepseekV4(Llama):
         rates = {_ALL: self.config.values.get("compress_rate_hca")} | rates
         for kind, rate in rates.items():
             if rate is not None and rate != _RATIOS.get(kind):
-                raise self._refused(
+                raise self.refused(
                     f"{kind} compresses {rate} tokens; {why} compresses {_RATIOS.get(kind)}"
                 )
         if self.index_dim & (self.index_dim - 1):
-            raise self._refused(
+            raise self.refused(
                 f"index_head_dim is {self.index_dim}; {why} has a power of two"
             )
         if self.n_heads % self.n_groups:
-            raise self._refused(
+            raise self.refused(
                 f"num_attention_heads {self.n_heads} is not a multiple of o_groups "
                 f"{self.n_groups}"
             )
         if self.config.number("swiglu_limit") <= 1e-6:
-            raise self._refused(
+            raise self.refused(
                 f"swiglu_limit is {self.config.values['swiglu_limit']}; {why} limits nothing "
                 "then, and transformers cuts everything off"
             )
-
-    def _refused(self, what: str) -> CheckpointError:
-        return CheckpointError(f"{self.config.source}: {what}")
 
     def read_n_ff(self, config: Any) -> int:
         return int(config.integer("moe_intermediate_size"))
@@ -165,12 +162,12 @@ class DeepseekV4(Llama):
             later = [_CHOSEN if i % 2 else _ALL for i in range(self.n_layers)]
             kinds = ([_ALL] * 2 + later)[: self.n_layers]
         if not names_each(kinds, self.n_layers, tuple(_RATIOS)):
-            raise self._refused(
+            raise self.refused(
                 f"layer_types must name {', '.join(_RATIOS)} for each of {self.n_layers} layers"
             )
         for kind in (_CHOSEN, _ALL):
             if kind not in kinds:
-                raise self._refused(
+                raise self.refused(
                     f"layer_types names no layer of {kind}, and llama.cpp divides by zero in a "
                     "model without one"
                 )
@@ -185,7 +182,7 @@ class DeepseekV4(Llama):
         count = kinds.count(_BY_TOKEN) if isinstance(kinds, list) else 0
         regular = [_BY_TOKEN] * count + [_BY_SCORE] * (self.n_layers - count)
         if kinds != regular:
-            raise self._refused(
+            raise self.refused(
                 f"mlp_layer_types is {kinds!r:.80}; llama.cpp's architecture {self.arch} has "
                 f"layers of {_BY_TOKEN} first and {self.n_layers} in all"
             )

@@ -17,8 +17,6 @@ from ggext.converters.base import (
 )
 from ggext.converters.llama import QKV, SIGMOID, Llama, gated
 
-from ggext.errors import CheckpointError
-
 _DENSE, _SPARSE = "dense", "sparse"
 
 
@@ -45,14 +43,14 @@ class HyV3(Llama):
         if kinds is None:
             kinds = [_DENSE] + [_SPARSE] * (self.n_layers - 1)
         if not names_each(kinds, self.n_layers, (_DENSE, _SPARSE)):
-            raise CheckpointError(
-                f"{self.config.source}: mlp_layer_types must name {_DENSE} or {_SPARSE} for each "
+            raise self.refused(
+                f"mlp_layer_types must name {_DENSE} or {_SPARSE} for each "
                 f"of {self.n_layers} layers"
             )
         self.sparse = [kind == _SPARSE for kind in kinds]
         if not any(self.sparse):
-            raise CheckpointError(
-                f"{self.config.source}: mlp_layer_types names no layer with experts, of which "
+            raise self.refused(
+                f"mlp_layer_types names no layer with experts, of which "
                 f"llama.cpp's architecture {self.arch} has some in all models"
             )
         self.n_experts = number("num_experts")

@@ -25,7 +25,6 @@ from ggext.converters.base import (
 from ggext.converters.granitemoe import gate_and_up
 from ggext.converters.llama import SIGMOID, Llama
 
-from ggext.errors import CheckpointError
 from ggext.rope.config_reader import CheckpointRope
 from ggext.rope.families import FULL
 
@@ -88,15 +87,12 @@ class MiniMaxM3(Llama):
         self.n_dense_ff = number("dense_intermediate_size")
         self.n_shared_ff = number("shared_intermediate_size")
         if self.n_shared_ff % self.n_ff:
-            self._refuse(
+            raise self.refused(
                 f"shared_intermediate_size is {self.n_shared_ff}; {why} has a multiple of "
                 f"intermediate_size, {self.n_ff}"
             )
         self.n_dense = self._dense_layers(why)
         self._check_blocks(why)
-
-    def _refuse(self, why: str) -> None:
-        raise CheckpointError(f"{self.config.source}: {why}")
 
     def _read_published(self) -> None:
         """The published keys under the names that transformers saves."""
@@ -104,7 +100,7 @@ class MiniMaxM3(Llama):
         given = values.get("sparse_attention_config") or {}
         for key, value in _GIVEN_OF_BLOCKS.items():
             if given.get(key, value) != value:
-                self._refuse(
+                raise self.refused(
                     f"{key} is {given[key]!r}; transformers' {self.arch} takes {value!r}"
                 )
         published = {own: given[key] for key, own in _PUBLISHED.items() if key in given}
@@ -129,16 +125,16 @@ class MiniMaxM3(Llama):
             ("mlp_layer_types", wide, ("dense", "sparse")),
         ):
             if not names_each(kinds, self.n_layers, known):
-                self._refuse(
+                raise self.refused(
                     f"{key} must name {known[0]} or {known[1]} for each of {self.n_layers} layers"
                 )
         chooses = [kind == _BLOCKS for kind in attention or ()]
         if chooses != [kind == "sparse" for kind in wide or ()]:
-            self._refuse(
+            raise self.refused(
                 f"layer_types and mlp_layer_types differ; {why} has experts where blocks are chosen"
             )
         if chooses != sorted(chooses):
-            self._refuse(f"{why} has the layers without experts first")
+            raise self.refused(f"{why} has the layers without experts first")
         return chooses.count(False)
 
     def _check_blocks(self, why: str) -> None:
@@ -149,14 +145,16 @@ class MiniMaxM3(Llama):
         self.n_blocks = number("index_topk_blocks")
         self.n_local = number("index_local_blocks", minimum=0)
         if self.n_index != self.n_kv_heads:
-            self._refuse(
+            raise self.refused(
                 f"index_n_heads is {self.n_index}; {why} has as many as num_key_value_heads, "
                 f"{self.n_kv_heads}"
             )
         if self.block & (self.block - 1):
-            self._refuse(f"index_block_size is {self.block}; {why} has a power of two")
+            raise self.refused(
+                f"index_block_size is {self.block}; {why} has a power of two"
+            )
         if self.n_local > self.n_blocks:
-            self._refuse(
+            raise self.refused(
                 f"index_local_blocks is {self.n_local} of {self.n_blocks} blocks that are chosen, "
                 "which ones is then left to chance"
             )
@@ -166,13 +164,13 @@ class MiniMaxM3(Llama):
         n_rot = rope.geometry.n_rot
         rotary_dim = self.config.integer("rotary_dim", default=n_rot)
         if rotary_dim != n_rot and rotary_dim <= self.head_dim:
-            self._refuse(
+            raise self.refused(
                 f"rotary_dim is {rotary_dim}, which transformers does not read: by "
                 f"partial_rotary_factor it rotates {n_rot} of {self.head_dim} dimensions; "
                 "make them agree"
             )
         if n_rot > self.index_dim:
-            self._refuse(
+            raise self.refused(
                 f"index_head_dim is {self.index_dim}, and {n_rot} dimensions are rotated"
             )
         return rope
