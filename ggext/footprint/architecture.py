@@ -15,6 +15,7 @@ from ggext.llama_cpp_facts.compressed import (
     compress_ratios,
 )
 from ggext.llama_cpp_facts.indexer import IN_BLOCKS, INDEXED, choosing_layers
+from ggext.llama_cpp_facts.key_numbers import Numbers
 from ggext.llama_cpp_facts.limits import MAX_EXPERTS, MAX_LAYERS
 from ggext.llama_cpp_facts.recurrent import (
     CONVOLUTIONS,
@@ -158,9 +159,9 @@ def architecture(header: GgufFile) -> Architecture:
     window = _window(read, layers)
     slides = _slides(read, layers) if window else [False] * layers
     window *= any(slides)
-    heads = read.each("attention.head_count", layers)
+    heads = read.of_layers("attention.head_count", layers)
     head = width // max(heads[0], 1)
-    kv_heads = read.each("attention.head_count_kv", layers, heads)
+    kv_heads = read.of_layers("attention.head_count_kv", layers, heads)
     sizes = [_head_sizes(read, head, latent, swa) for swa in slides]
     states, attends = _states(read, layers, width)
     ratios, streams = _compressed(read, layers)
@@ -217,38 +218,25 @@ def _under_usual_names(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInf
     }
 
 
-class _Numbers:
-    """The architecture's own keys, held to whole numbers in bounds."""
+class _Numbers(Numbers):
+    """The same of a file, named in the errors. All raise ``GgufError``."""
 
     def __init__(self, header: GgufFile) -> None:
-        self.header, self.keys = header, header.arch_keys()
+        super().__init__(header.arch_keys())
+        self.header = header
 
-    def number(
-        self,
-        key: str,
-        default: int | None = None,
-        *,
-        least: int = 1,
-        most: int = 2**31 - 1,
-    ) -> int:
-        value = self.keys.get(key, default)
-        if (
-            value is None
-            or isinstance(value, bool)
-            or not isinstance(value, int)
-            or not least <= value <= most
-        ):
-            name = f"{self.header.arch}.{key}"
+    def _checked(self, key: str, value: Any, least: int, most: int) -> int:
+        try:
+            return super()._checked(f"{self.header.arch}.{key}", value, least, most)
+        except ValueError as error:
             raise GgufError(
-                f"{self.header.path}: {name} is {value!r}, not a number of {least} to {most}; the "
-                "file is damaged"
-            )
-        return value
+                f"{self.header.path}: {error}; the file is damaged"
+            ) from None
 
-    def each(
+    def of_layers(
         self, key: str, layers: int, default: list[int] | None = None
     ) -> list[int]:
-        """One number a layer; the file has one for all, or a list."""
+        """One number a layer; the file has one for all, or a list of as many or more."""
         value = self.keys.get(key)
         if value is None and default is not None:
             return default
