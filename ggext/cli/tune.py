@@ -262,10 +262,11 @@ def _check(checkpoint: Path, scaling: RopeScaling, target_context: int | None) -
 
 
 def _run(tune_options: TuneOptions, *, train_only: bool) -> None:
-    from ggext.tune.machine import peak_memory
+    from ggext.tune.machine import peak_memory, return_freed_memory
     from ggext.tune.run import Tuning
 
     run = Tuning(tune_options)
+    return_freed_memory()
     echo = click.echo if run.machine.is_first else _silent
     for line in describe(run):
         echo(line)

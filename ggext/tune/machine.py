@@ -75,7 +75,8 @@ def return_freed_memory() -> None:
     """Lets glibc give large tensors back to the system once they are freed.
 
     Left alone it raises its threshold to 32 MiB as they come and go, and what lies below that is
-    kept in pieces that no later tensor fits: half as much again as a step needs.
+    kept in pieces that no later tensor fits: half as much again as a step needs. It is for the
+    command: a library changes nothing of its process.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none

@@ -14,7 +14,6 @@ from ggext.tune.finish import Finished, bake, evaluate, file_type, merge, small_
 from ggext.tune.machine import (
     Machine,
     leave_group,
-    return_freed_memory,
     this_machine,
 )
 from ggext.tune.plan import Stage, TunePlan, planned
@@ -94,7 +93,6 @@ class Tuning:
         """All stages; the losses of every step. ``interrupted`` says whether it was stopped."""
         from ggext.tune.train import final_weights
 
-        return_freed_memory()
         losses: list[float] = []
         before: Path | None = None
         for number, stage in enumerate(self.plan.stages, 1):

@@ -153,12 +153,13 @@ _MEASURED = """
 from pathlib import Path
 import torch
 from ggext.rope.scaling import RopeScaling
-from ggext.tune.machine import peak_memory
+from ggext.tune.machine import peak_memory, return_freed_memory
 from ggext.tune.options import TuneOptions
 from ggext.tune.plan import PROGRAMS
 from ggext.tune.run import Tuning
 import ggext.tune.train
 torch.set_num_threads(1)
+return_freed_memory()  # as the command does
 run = Tuning({options})
 run.begin()
 before = peak_memory(run.machine)
