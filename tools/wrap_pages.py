@@ -25,7 +25,8 @@ _SPACE = "\0"
 
 
 def pages() -> list[Path]:
-    return sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
+    folders = (ROOT, ROOT / "docs", ROOT / "ggext" / "data")
+    return sorted(page for folder in folders for page in folder.glob("*.md"))
 
 
 def wrapped(text: str) -> str:
