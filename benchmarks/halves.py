@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from policies import Text, from_book
+from policies import Text, from_book, is_answered, loss_after
 
 from ggext.quality.statistics import mean
 from ggext.runtime.engine import MemoryOptions, Model, Session, SessionOptions
-from ggext.runtime.likelihood import scores
 from ggext.runtime.memory.compress import Compress
 from ggext.runtime.memory.gone import Gone
 
@@ -83,13 +82,8 @@ def measured(session: Session, text: Text, way: Way | None) -> dict[str, object]
     """Questions first: of what they put into the cache nothing is left then."""
     if way is not None:
         halve(session, way)
-    right = []
-    for prompt, answer in text.questions:
-        parts = scores(session, [*prompt, *answer], len(prompt))
-        right.append(all(bool(part.greedy.all()) for part in parts))
-    parts = scores(session, [*text.body, *text.following], len(text.body) + 1)
-    nll = float(np.concatenate([part.nll for part in parts]).mean())
-    return {"right": right, "nll": nll}
+    right = [is_answered(session, *question) for question in text.questions]
+    return {"right": right, "nll": loss_after(session, text)}
 
 
 def halve(session: Session, way: Way) -> None:

@@ -215,13 +215,10 @@ def measured(
         for prompt, answer in text.questions:
             back()
             start = time.process_time()
-            parts = scores(session, [*prompt, *answer], len(prompt))
-            right.append(all(bool(part.greedy.all()) for part in parts))
+            right.append(is_answered(session, prompt, answer))
             spent.append(time.process_time() - start)
         back()
-        whole = [*text.body, *text.following]
-        parts = scores(session, whole, len(text.body) + 1)
-        nll = float(np.concatenate([part.nll for part in parts]).mean())
+        nll = loss_after(session, text)
         back()
         token = written(session, text)
         choices = Choices(options.kv_type, session.n_batch, False)
@@ -239,6 +236,18 @@ def measured(
         statistics.mean(spent),
         token,
     )
+
+
+def is_answered(session: Session, prompt: list[int], answer: list[int]) -> bool:
+    """Whether the model says the answer, greedily."""
+    parts = scores(session, [*prompt, *answer], len(prompt))
+    return all(bool(part.greedy.all()) for part in parts)
+
+
+def loss_after(session: Session, text: Text) -> float:
+    """-ln p a token of what follows the text."""
+    parts = scores(session, [*text.body, *text.following], len(text.body) + 1)
+    return float(np.concatenate([part.nll for part in parts]).mean())
 
 
 def written(session: Session, text: Text) -> float:

@@ -97,7 +97,7 @@ def test_the_plan_is_what_llama_cpp_allocates(shape: Shape, tmp_path: Path) -> N
 def test_the_plan_is_what_a_full_context_takes(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The buffer grows with the text; made anew at its end, it is what was planned."""
+    """The buffer grows with the text; made again at its end, it is what was planned."""
     pytest.importorskip("llama_cpp")
     from ggext.runtime import llama
     from ggext.runtime.engine import Model, Session, SessionOptions
@@ -117,7 +117,7 @@ def test_the_plan_is_what_a_full_context_takes(
         first = logged_sizes(model.size, llama.current_log())
         session.evaluate(ids[:-1])
         llama.current_log().clear()
-        # without layers it changes nothing but that the buffers are made anew
+        # without layers it changes nothing but that the buffers are made again
         handle = session.cache.handle
         assert not llama.lib().llama_set_adapter_cvec(handle, None, 0, 0, 0, 0)
         session.evaluate(ids)

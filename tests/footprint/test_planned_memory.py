@@ -16,7 +16,7 @@ from tiny import make_model
 from ggext.convert import ConvertOptions, convert
 from ggext.footprint.allocator import Graph, Tensor
 from ggext.footprint.cache import KV_TYPES, Context, Swa
-from ggext.footprint.planner import Choices, Memories
+from ggext.footprint.planner import Choices, Memories, Share
 from ggext.llama_cpp_facts.indexer import IN_BLOCKS
 from ggext.plan import MEASURED, PlanOptions, plan
 
@@ -122,11 +122,7 @@ def test_the_plan_is_what_a_session_allocates(
     arch: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     """Real models, real memory, and what `ggext chat` chooses where nothing was asked."""
-    pytest.importorskip("llama_cpp")
-    path = tiny_gguf.write_random(tmp_path / "tiny.gguf", arch)
-    choices = Choices(options.get("kv_type", "f16"), options.get("n_batch"))
-    found = plan(path, PlanOptions(options["n_ctx"], 0, choices), FREE).ram
-    wanted = session_sizes(path, options)
+    found, wanted = planned_and_allocated(tmp_path, arch, options)
     assert (found.weights, found.cache) == (wanted.weights, wanted.cache)
     assert within(0.05, found.compute, wanted.compute)
     assert within(0.05, found.total, wanted.total)
@@ -140,11 +136,7 @@ def test_the_plan_is_what_a_session_with_an_indexer_allocates(
     arch: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     """Two caches, each logged to a hundredth of a MiB."""
-    pytest.importorskip("llama_cpp")
-    path = tiny_gguf.write_random(tmp_path / "tiny.gguf", arch)
-    choices = Choices(options.get("kv_type", "f16"), options.get("n_batch"))
-    found = plan(path, PlanOptions(options["n_ctx"], 0, choices), FREE).ram
-    wanted = session_sizes(path, options)
+    found, wanted = planned_and_allocated(tmp_path, arch, options)
     assert found.weights == wanted.weights
     assert abs(found.cache - wanted.cache) < 0.02 * 2**20
     assert within(0.05, found.compute, wanted.compute)
@@ -210,6 +202,16 @@ def test_the_default_fits_no_less_than_either_choice(gib: int, tmp_path: Path) -
         for swa in get_args(Swa)
     }
     assert largest["auto"] == max(largest["full"], largest["small"])
+
+
+def planned_and_allocated(
+    folder: Path, arch: str, options: dict[str, Any]
+) -> tuple[Share, Allocated]:
+    pytest.importorskip("llama_cpp")
+    path = tiny_gguf.write_random(folder / "tiny.gguf", arch)
+    choices = Choices(options.get("kv_type", "f16"), options.get("n_batch"))
+    planned = plan(path, PlanOptions(options["n_ctx"], 0, choices), FREE).ram
+    return planned, session_sizes(path, options)
 
 
 def session_sizes(path: Path, options: dict[str, Any]) -> Allocated:

@@ -8,7 +8,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from tiny_gguf import write_random
+from recurrent_models import recurrent_model
 
 from ggext.errors import ModelError
 from ggext.runtime.auto import open_session
@@ -33,11 +33,8 @@ CLOSE = 1e-5  # logits of another order of the same float32 sums
 def model(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Model]:
-    arch = request.param
-    path = tmp_path_factory.mktemp(arch) / "model.gguf"
-    write_random(path, arch, extra_keys={f"{arch}.context_length": CONTEXT})
-    with Model.open(path) as model:
-        assert model.is_recurrent
+    folder = tmp_path_factory.mktemp(request.param)
+    with recurrent_model(folder, request.param, CONTEXT) as model:
         yield model
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from kept_chats import KEY, SAID, repair
-from tiny_gguf import write_random
+from recurrent_models import recurrent_model
 
 from ggext.chat.session import Keeper, named
 from ggext.runtime import store
@@ -40,11 +40,8 @@ Opened = Callable[..., Session]
 def model(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Model]:
-    arch = request.param
-    path = tmp_path_factory.mktemp(arch) / "model.gguf"
-    write_random(path, arch, extra_keys={f"{arch}.context_length": CONTEXT})
-    with Model.open(path) as model:
-        assert model.is_recurrent
+    folder = tmp_path_factory.mktemp(request.param)
+    with recurrent_model(folder, request.param, CONTEXT) as model:
         yield model
 
 
