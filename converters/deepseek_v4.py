@@ -21,6 +21,7 @@ from ggext.converters.base import (
 )
 from ggext.converters.llama import WITHOUT_OUTPUT, Llama
 
+from ggext.checkpoint.files import quote
 from ggext.llama_cpp_facts.compressed import ALL, CHOSEN
 
 _SQRT_SOFTPLUS = 4  # LLAMA_EXPERT_GATING_FUNC_TYPE
@@ -125,13 +126,17 @@ class DeepseekV4(Llama):
             ("norm_topk_prob", True),
         ):
             self.require(name, value, f"{why} runs {value!r}")
-        rates = self.config.values.get("compress_rates") or {}
+        rates = self.config.section("compress_rates")
         rates = {_CHOSEN: self.config.values.get("compress_rate_csa")} | rates
         rates = {_ALL: self.config.values.get("compress_rate_hca")} | rates
         for kind, rate in rates.items():
-            if rate is not None and rate != _RATIOS.get(kind):
+            if kind not in _RATIOS:
                 raise self.refused(
-                    f"{kind} compresses {rate} tokens; {why} compresses {_RATIOS.get(kind)}"
+                    f"compress_rates has {quote(kind)}; known: {', '.join(_RATIOS)}"
+                )
+            if rate is not None and rate != _RATIOS[kind]:
+                raise self.refused(
+                    f"{kind} compresses {rate!r:.20} tokens; {why} compresses {_RATIOS[kind]}"
                 )
         if self.index_dim & (self.index_dim - 1):
             raise self.refused(
@@ -157,7 +162,8 @@ class DeepseekV4(Llama):
         given = self.config.values.get("compress_ratios")
         known = {ratio: kind for kind, ratio in _RATIOS.items()}
         if kinds is None and isinstance(given, list):
-            kinds = [known.get(ratio) for ratio in given[: self.n_layers]]
+            ratios = [ratio if isinstance(ratio, int) else -1 for ratio in given]
+            kinds = [known.get(ratio) for ratio in ratios[: self.n_layers]]
         if kinds is None:
             later = [_CHOSEN if i % 2 else _ALL for i in range(self.n_layers)]
             kinds = ([_ALL] * 2 + later)[: self.n_layers]

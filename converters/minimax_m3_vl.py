@@ -97,7 +97,7 @@ class MiniMaxM3(Llama):
     def _read_published(self) -> None:
         """The published keys under the names that transformers saves."""
         values = self.config.values
-        given = values.get("sparse_attention_config") or {}
+        given = self.config.section("sparse_attention_config")
         for key, value in _GIVEN_OF_BLOCKS.items():
             if given.get(key, value) != value:
                 raise self.refused(

@@ -23,7 +23,7 @@ class Qwen3Vl(Qwen3):
     tied_as_part = False
 
     def __init__(self, config: Config) -> None:
-        self.vision = config.values.get("vision_config") or {}
+        self.vision = config.section("vision_config")
         super().__init__(config)
 
     def check(self) -> None:

@@ -231,7 +231,7 @@ def _as_saved_now(config: Config, n_layers: int) -> Config:
             f"{config.source}: attention_other_setting has {other} {others[other]!r:.20}, which "
             "transformers does not read; all layers have the same"
         )
-    values["rope_parameters"] = _rope_of_kinds(values)
+    values["rope_parameters"] = _rope_of_kinds(replace(config, values=values))
     for key in ("rope_theta", "partial_rotary_factors", "rope_scaling"):
         values.pop(key, None)
     return replace(config, values=values)
@@ -250,24 +250,36 @@ def _kinds_of_mlp(config: Config, n_layers: int) -> list[str]:
     return ["sparse" if str(i) in sparse else "dense" for i in range(n_layers)]
 
 
-def _rope_of_kinds(values: dict[str, Any]) -> dict[str, Any]:
-    kinds = values["layer_types"]
-    given = values.get("rope_parameters") or {}
-    named = set(map(str, kinds)) if isinstance(kinds, list) else set()
+def _rope_of_kinds(config: Config) -> dict[str, Any]:
+    given = config.section("rope_parameters")
+    kinds = config.values["layer_types"]
+    names = [str(kind) for kind in kinds] if isinstance(kinds, list) else []
+    named = sorted(set(names))
     if all(isinstance(given.get(kind), dict) for kind in named):
-        return {kind: given[kind] for kind in sorted(named)}
-    bases = values.get("rope_theta", 10000.0)
-    shares = values.get("partial_rotary_factors")
-    parameters = {}
-    for kind in sorted(named):
-        layer = kinds.index(kind)
-        base = bases[layer] if isinstance(bases, list) else bases
+        return {kind: given[kind] for kind in named}
+    bases = config.values.get("rope_theta", 10000.0)
+    shares = config.values.get("partial_rotary_factors")
+    parameters: dict[str, dict[str, Any]] = {}
+    for kind in named:
+        layer = names.index(kind)
+        base = bases
+        if isinstance(bases, list):
+            base = _at_layer(config, "rope_theta", bases, layer)
         parameters[kind] = {"rope_type": "default", "rope_theta": base}
         if shares:
-            parameters[kind]["partial_rotary_factor"] = shares[layer]
+            share = _at_layer(config, "partial_rotary_factors", shares, layer)
+            parameters[kind]["partial_rotary_factor"] = share
     if FULL in parameters:
-        parameters[FULL] |= values.get("rope_scaling") or {}
+        parameters[FULL] |= config.section("rope_scaling")
     return parameters
+
+
+def _at_layer(config: Config, key: str, values: Any, layer: int) -> Any:
+    if not isinstance(values, list) or layer >= len(values):
+        raise CheckpointError(
+            f"{config.source}: {key} is {values!r:.40}; it must list a value for each layer"
+        )
+    return values[layer]
 
 
 FAMILY = Step3p7

@@ -140,7 +140,7 @@ class RopeReader:
         if given is None and name in (None, "default"):
             given = self.rule.plain_share
         partial = number(given, 1.0, self.rule.partial_key, self.source)
-        if self.rule.share_of and given is not None:
+        if self.rule.share_of and given is not None and math.isfinite(partial):
             parts = (
                 self.rule.share_of
                 if self.config.get("head_dim") is None
