@@ -9,7 +9,8 @@ SHAPE: one of `shaped_model.SHAPES`, Q4_0 (or ``--type``) with random weights, m
 layers leave each operation as it is. The cache is filled with copies of 512 tokens, f16. Read are
 512 tokens: in ggext's own batches, 64 at once, 512 at once, and 512 at once with flash attention,
 as llama.cpp's programs do by default; all take turns, and the last columns are medians of each
-round's ratio, ggext's speed to the other's. ``--nodes``: the longest operation, least of 4 rounds.
+round's ratio, ggext's speed to the other's. ``--nodes``: the longest
+operation, least of 4 rounds.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from typing import Self
 
 from shaped_model import SHAPES, TYPES, with_layers, write_shaped
 
+from ggext.doctor import reading
 from ggext.runtime import llama
-from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions
+from ggext.runtime.engine import Model, Sampling, Session, SessionOptions
 from ggext.runtime.ggml import Tensor
 
-COPIED = 512
 PROMPT = 512
 WRITTEN = 4
 _SPEEDS = (
@@ -56,35 +57,17 @@ _CANCELS = (
 )
 
 
-class Reader:
+class Reader(reading.Reader):
     """A context with ``depth`` cached tokens, and what reading and writing behind them comes to."""
 
     def __init__(self, model: Model, depth: int, options: SessionOptions) -> None:
-        options = replace(
-            options,
-            n_ctx=depth + 2 * PROMPT,
-            memory=MemoryOptions("stream", evict=PROMPT),
-        )
-        self.session = Session(model, options)
+        super().__init__(model, options, depth)
+        self.fill(depth)
         self.depth = depth
-        cache = self.session.cache
-        if depth:
-            cache.append_all([3 + i % 250 for i in range(min(COPIED, depth))])
-            block = cache.take(0, len(cache.tokens))
-            for start in range(len(block), depth, len(block)):
-                cache.put(replace(block, positions=block.positions + start))
-            cache.tokens, cache.positions = [5] * depth, list(range(depth))
 
-    def read(self, count: int) -> float:
+    def read(self) -> float:
         """Tokens a second."""
-        cache, tokens = self.session.cache, [3 + i % 250 for i in range(count)]
-        start = time.perf_counter()
-        assert all(
-            map(cache.append, cache.batches.split(tokens, self.depth, cache.n_batch))
-        )
-        seconds = time.perf_counter() - start
-        self.back()
-        return count / seconds
+        return 1 / self.seconds()
 
     def write(self) -> float:
         start = time.perf_counter()
@@ -185,7 +168,7 @@ def speeds(model: Model, depth: int, threads: int, rounds: int) -> str:
         )
         readers = ours, fixed, large, llama_cpp
         found = [
-            [*(reader.read(PROMPT) for reader in readers), ours.write(), flash.write()]
+            [*(reader.read() for reader in readers), ours.write(), flash.write()]
             for _ in range(rounds + 1)
         ][1:]
     middle = [statistics.median(column) for column in zip(*found, strict=True)]
@@ -212,7 +195,7 @@ def nodes(
             longest = []
             for _ in range(rounds):
                 clock.found.clear()
-                reader.read(count)
+                reader.read()
                 longest.append(max(clock.found))
         wall, _, name = min(longest)
         spent = min(spent for _, spent, _ in longest) / (options.threads or 1)
@@ -226,7 +209,7 @@ def cancels(
     with (reader := Reader(model, depth, options)).session:
         batch = min(reader.session.n_batch, reader.session.cache.batches.at(depth))
         seconds = (
-            PROMPT / reader.read(PROMPT) / 2
+            PROMPT / reader.read() / 2
         )  # half of the prompt: even twice as fast it is not at its end
         for name, once in (
             ("reading", reader.cancel_reading),

@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,9 @@ from ggext.footprint import speeds
 from ggext.footprint.defaults import physical_cores
 
 if TYPE_CHECKING:
-    from ggext.runtime.engine import Session
+    from typing import Self
+
+    from ggext.runtime.engine import Model, SessionOptions
 
 #: Of SmolLM2 135M, Qwen3 0.6B and Gemma 3 1B, with a vocabulary in proportion.
 SHAPES = (
@@ -26,12 +28,18 @@ SHAPES = (
     Shape(2, 1024, 16, 8, 128, 3072, 10848, tied=True),
     Shape(2, 1152, 4, 1, 256, 6912, 20160, tied=True),
 )
-#: Tokens of the texts.
-LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
+#: Cached tokens after which reading is timed.
+DEPTHS = (0, 256, 1024, 2048, 4096, 8192, 16384, 32256)
+#: Tokens of the texts whose reading time follows from it.
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 ROUNDS = 5
+#: Tokens that are read each time.
+_READ = 512
+#: Seconds that are timed, at the least: a small depth is read several times.
+_TIMED = 0.1
 #: A text that is read in so much of the time is read faster; less is a clock's noise.
 _FASTER = 0.97
-#: A text that takes so much longer is the last one: no longer one will be read faster.
+#: Where reading takes so much longer, no longer text will be read faster.
 _HOPELESS = 1.25
 
 
@@ -39,7 +47,7 @@ def findings() -> Iterator[Finding]:
     """One for each size of heads; what was found is kept for this processor."""
     until: dict[int, int] = {}
     for shape in SHAPES:
-        ratios = measure(shape, LENGTHS, ROUNDS)
+        ratios = measure(shape, DEPTHS, ROUNDS)
         until[shape.head] = length = faster_until(ratios)
         yield Finding("speed", f"heads of {shape.head}", "ok", in_words(length, ratios))
     try:
@@ -70,45 +78,117 @@ def in_words(length: int, ratios: Mapping[int, float]) -> str:
     return f"flash attention is {use}: it reads {times} tokens"
 
 
-def measure(shape: Shape, lengths: Sequence[int], rounds: int) -> dict[int, float]:
-    """Length → time to read such a text with flash attention, to the time without: the median of
-    rounds in which both take turns. Lengths after which it takes a quarter longer are left out."""
-    from ggext.runtime.engine import Model, Session, SessionOptions
+def measure(shape: Shape, depths: Sequence[int], rounds: int) -> dict[int, float]:
+    """Length → time to read such a text with flash attention, to the time without, for `LENGTHS`
+    within what was timed: medians of rounds in which both take turns. Nothing is timed at depths
+    after one that takes a quarter longer with it."""
+    from ggext.runtime.engine import Model, SessionOptions
 
     with tempfile.TemporaryDirectory() as folder:
         path = write_shaped(Path(folder, "shaped.gguf"), shape, "q4_0")
         with Model.open(path) as model:
-            options = [
-                SessionOptions(
-                    lengths[-1], physical_cores(), flash_attention=with_flash
-                )
-                for with_flash in (True, False)
-            ]
-            with Session(model, options[0]) as on, Session(model, options[1]) as off:
-                return _ratios(on, off, lengths, rounds)
-
-
-def _ratios(
-    on: Session, off: Session, lengths: Sequence[int], rounds: int
-) -> dict[int, float]:
-    ratios: dict[int, list[float]] = {length: [] for length in lengths}
-    most = lengths[-1]
-    for turn in range(rounds):
-        totals = [0.0, 0.0]
-        for start, end in pairwise((0, *lengths)):
-            if start >= most:
-                break
-            # A text of its own in each round, so that nothing of the last one is reused.
-            text = [3 + (turn + place) % 250 for place in range(end)]
-            for which in (0, 1) if turn % 2 else (1, 0):
-                began = time.perf_counter()
-                (on, off)[which].evaluate(text)
-                totals[which] += time.perf_counter() - began
-            ratios[end].append(totals[0] / totals[1])
-            if totals[0] > _HOPELESS * totals[1]:
-                most = min(most, end)
+            options = SessionOptions(threads=physical_cores())
+            times = both_times(model, options, depths, rounds)
+    on, off = ({depth: pair[way] for depth, pair in times.items()} for way in (0, 1))
     return {
-        length: statistics.median(each)
-        for length, each in ratios.items()
-        if len(each) == rounds
+        length: text_seconds(on, length) / text_seconds(off, length)
+        for length in LENGTHS
+        if length <= max(times) + _READ
     }
+
+
+def both_times(
+    model: Model, options: SessionOptions, depths: Sequence[int], rounds: int
+) -> dict[int, tuple[float, float]]:
+    """Depth → seconds to read a token after so many, with flash attention and without."""
+    times: dict[int, tuple[float, float]] = {}
+    ways = [
+        replace(options, flash_attention=with_flash) for with_flash in (True, False)
+    ]
+    with (
+        Reader(model, ways[0], depths[-1]) as on,
+        Reader(model, ways[1], depths[-1]) as off,
+    ):
+        for depth in depths:
+            for reader in (on, off):
+                reader.fill(depth)
+            timed = in_turn((on, off), rounds)
+            with_flash, without = map(statistics.median, timed)
+            times[depth] = with_flash, without
+            if with_flash > _HOPELESS * without:
+                break
+    return times
+
+
+def in_turn(readers: Sequence[Reader], rounds: int) -> list[list[float]]:
+    """Seconds a token of each reader in each round; the first reading of each warms up."""
+    repeats = max(1, round(_TIMED / (_READ * max(one.seconds() for one in readers))))
+    timed: list[list[float]] = [[] for _ in readers]
+    for turn in range(rounds):
+        order = range(len(readers))
+        for which in reversed(order) if turn % 2 else order:
+            each = [readers[which].seconds() for _ in range(repeats)]
+            timed[which].append(statistics.fmean(each))
+    return timed
+
+
+def text_seconds(times: Mapping[int, float], length: int) -> float:
+    """Seconds to read a text of so many tokens. ``times``: as `both_times` has them, of one way.
+    Between the depths the time of a token grows evenly with what it attends to."""
+    import numpy as np
+
+    middles = [depth + _READ / 2 for depth in times]
+    places = np.arange(length) + 0.5
+    return float(np.interp(places, middles, list(times.values())).sum())
+
+
+class Reader:
+    """A context that is filled with copies of some tokens, and the time to read more after them.
+
+    What stands in the cells is all the same to a clock. ``longest``: of its depths, in tokens.
+    """
+
+    def __init__(self, model: Model, options: SessionOptions, longest: int) -> None:
+        from ggext.runtime.engine import MemoryOptions, Session
+
+        options = replace(
+            options,
+            n_ctx=longest + 2 * _READ,
+            memory=MemoryOptions("stream", evict=_READ),
+        )
+        self.session = Session(model, options)
+        self._tokens = [3 + place % 250 for place in range(_READ)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.session.close()
+
+    def fill(self, depth: int) -> None:
+        """So many tokens are cached, no fewer than before."""
+        import numpy as np
+
+        cache = self.session.cache
+        missing = depth - len(cache.tokens)
+        if not cache.tokens and missing:
+            cache.append_all(self._tokens[:missing])
+        block = cache.take(0, min(len(cache.tokens), _READ))
+        while len(cache.tokens) < depth:
+            start = len(cache.tokens)
+            now = np.arange(start, min(start + len(block), depth), dtype=np.int32)
+            cache.put(replace(block.cells(slice(0, len(now))), positions=now))
+            cache.tokens = [5] * (start + len(now))
+            cache.positions = [*range(len(cache.tokens))]
+
+    def seconds(self) -> float:
+        """To read a token after them."""
+        cache = self.session.cache
+        depth = len(cache.tokens)
+        began = time.perf_counter()
+        for batch in cache.batches.split(self._tokens, depth, cache.n_batch):
+            cache.threads.look()
+            cache.append(batch)
+        passed = time.perf_counter() - began
+        cache.cut(depth)
+        return passed / _READ

@@ -107,7 +107,7 @@ def _for_a_chat(model: Model, plan: Plan) -> Iterator[Chosen]:
 def _seconds_to_read(model: Model, plan: Plan) -> float:
     """Half of the context again, which leaving turns out comes to."""
     work = plan.n_ctx / 2 * 2 * model.n_params
-    return work / (defaults.SPEED * plan.threads)
+    return work / (defaults.SPEED * plan.threads.now)
 
 
 def _holds_passages(

@@ -14,7 +14,7 @@ from ggext.runtime.cells import MAIN, Cells
 from ggext.runtime.context import SessionOptions, open_context, plan_context
 from ggext.runtime.model import Model
 from ggext.runtime.movable import MovableCells
-from ggext.runtime.threads import Threads
+from ggext.runtime.threads import ThreadCounts, Threads
 from ggext.runtime.window_copies import Checkpoint, Checkpoints
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ class Cache(MovableCells):
         self.batches = self._plan.batches
         self.notices = self._plan.notices
         self.n_batch = self.batches.most
-        self.threads = Threads(
-            self._plan.threads, self._plan.most_threads, self._set_threads
-        )
+        self.threads = Threads(self._plan.threads, self._set_threads)
         self.kv_type = options.kv_type
         # What only stop and recompute can do is to be moved as a whole; the others stay in the last
         # regime.
@@ -89,8 +87,8 @@ class Cache(MovableCells):
             (self._abort, ctypes.addressof(self._flag)),
         )
 
-    def _set_threads(self, count: int) -> None:
-        self.lib.llama_set_n_threads(self.handle, count, count)
+    def _set_threads(self, counts: ThreadCounts) -> None:
+        self.lib.llama_set_n_threads(self.handle, counts.for_one, counts.now)
 
     @property
     def flash_attention(self) -> bool:
@@ -373,7 +371,7 @@ class Cache(MovableCells):
         self.handle = handle
         self.regime = regime
         self._rotation = None
-        self._set_threads(self.threads.now)
+        self._set_threads(self.threads.counts)
         self._memory = self.lib.llama_get_memory(handle)
         self.cells = Cells(handle, self._window)
         self.checkpoints.clear()

@@ -8,7 +8,6 @@ from typing import Any
 
 from ggext.arguments import check_count, check_fields
 from ggext.errors import ModelError, UsageError
-from ggext.footprint import defaults
 from ggext.footprint.cache import (
     BLOCK,
     KV_TYPES,
@@ -31,6 +30,7 @@ from ggext.runtime.capacity import Room
 from ggext.runtime.memory.options import MemoryOptions
 from ggext.runtime.model import Model
 from ggext.runtime.regimes import DynamicNtk, Regime, regimes
+from ggext.runtime.threads import ThreadCounts, thread_counts
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,7 @@ class Plan:
     n_ctx: int
     # how a text is fed into it
     batches: Batches
-    # threads that run it, and how many may once cores are idle; 0: that is not looked at again
-    threads: int
-    most_threads: int
+    threads: ThreadCounts
     flash_attention: bool
     # whether sliding windows keep every token
     whole_windows: bool
@@ -170,17 +168,10 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
     batches = _batches(
         options, threads, room, Context(n_ctx, n_batch, options.kv_type, flash, whole)
     )
-    # With flash attention the last bits of a number depend on how many threads make it.
-    measured = options.threads is None and not flash
-    measured_threads = threads if measured else 0
-    threads_used = (
-        defaults.threads_now(threads, model.loading_began) if measured else threads
-    )
     return Plan(
         n_ctx,
         batches,
-        threads_used,
-        measured_threads,
+        thread_counts(options.threads, threads, flash, model.loading_began),
         flash,
         whole,
         regimes(model, n_ctx, options.dynamic_ntk),
@@ -208,7 +199,8 @@ def open_context(
     if regime.freq_base is not None:
         params.rope_freq_base = regime.freq_base
     params.n_ctx = regime.span
-    params.n_threads = params.n_threads_batch = plan.threads
+    params.n_threads = plan.threads.for_one
+    params.n_threads_batch = plan.threads.now
     params.type_k = params.type_v = KV_TYPES[options.kv_type]
     params.flash_attn_type = _flash_attention_type(module, model, options, plan)
     params.swa_full = plan.whole_windows

@@ -51,14 +51,17 @@ class SessionAccount(Closing):
 
     @property
     def threads(self) -> int:
-        """Threads that compute now."""
-        return self.cache.threads.now
+        """Threads that read a text now."""
+        return self.cache.threads.counts.now
 
     @property
     def computes(self) -> str:
         """How, in words: what was chosen where the options leave it open."""
         flash = "on" if self.cache.flash_attention else "off"
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        one = self.cache.threads.counts.for_one
+        if one != self.threads:
+            threads += f" ({one} for an answer)"
         return (
             f"{self.n_batch} tokens at once at most, {threads}, flash attention {flash}"
         )

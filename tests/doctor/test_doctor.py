@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -345,9 +345,10 @@ def test_what_was_measured_is_used_by_the_next_context(
     speeds._kept.cache_clear()
     small = reading.Shape(1, 64, 2, 1, 32, 64, 288, tied=True)
     monkeypatch.setattr(reading, "SHAPES", (small,))
+    monkeypatch.setattr(reading, "DEPTHS", (0, 32))
     monkeypatch.setattr(reading, "LENGTHS", (32, 64))
     monkeypatch.setattr(reading, "ROUNDS", 2)
-    monkeypatch.setattr(reading, "faster_until", lambda ratios: max(ratios))
+    monkeypatch.setattr(reading, "faster_until", lambda _: 32)
     found = step("speed of reading")["heads of 32"]
     assert found.state == "ok"
     assert re.search(r"reads \d+\.\d\d × at 32", found.value)
@@ -356,6 +357,33 @@ def test_what_was_measured_is_used_by_the_next_context(
             with Session(model, SessionOptions(tokens)) as session:
                 assert session.cache.flash_attention is flash
     speeds._kept.cache_clear()
+
+
+def test_the_time_of_a_text_grows_with_what_its_tokens_attend_to() -> None:
+    """A token takes 1 s and a thousandth of a second for each that it attends to."""
+    times = {depth: 1 + (depth + 256) / 1000 for depth in (0, 1024, 8192)}
+    for length in (512, 1000, 8192):
+        real = length + length**2 / 2000
+        assert reading.text_seconds(times, length) == pytest.approx(real, rel=0.06)
+
+
+def test_nothing_is_timed_after_where_flash_attention_has_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("llama_cpp")
+    depths: list[int] = []
+
+    def in_turn(readers: Sequence[reading.Reader], rounds: int) -> list[list[float]]:
+        depths.append(len(readers[0].session.tokens))
+        return [[1.0 if depths[-1] < 40 else 1.4] * rounds, [1.1] * rounds]
+
+    monkeypatch.setattr(reading, "in_turn", in_turn)
+    monkeypatch.setattr(reading, "LENGTHS", (32, 512, 4096))
+    small = reading.Shape(1, 64, 2, 1, 32, 64, 288, tied=True)
+    ratios = reading.measure(small, (0, 20, 40, 80, 3600), 2)
+    assert depths == [0, 20, 40]
+    assert ratios[32] == pytest.approx(1 / 1.1)
+    assert list(ratios) == [32, 512]
 
 
 def test_nothing_is_measured_unasked() -> None:

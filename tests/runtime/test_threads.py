@@ -3,6 +3,7 @@ moves, and cores that it says are idle."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from ggext.footprint import defaults  # noqa: E402
 from ggext.footprint.machine import CoreUse  # noqa: E402
 from ggext.runtime import threads  # noqa: E402
 from ggext.runtime.engine import Model, Session, SessionOptions  # noqa: E402
-from ggext.runtime.threads import Threads  # noqa: E402
+from ggext.runtime.threads import ThreadCounts, Threads  # noqa: E402
 
 
 class Machine:
@@ -41,18 +42,20 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def test_threads_follow_the_cores_that_are_idle(machine: Machine) -> None:
-    changes: list[int] = []
-    counted = Threads(2, 3, changes.append)
+    changes: list[ThreadCounts] = []
+    counted = Threads(ThreadCounts(2, 3, 0), changes.append)
     for idle in (4, 4, 1, 1, 2):
         machine.idle = idle
         counted.look()
         machine.now += 2.5
-    assert changes == [3, 1, 2]
-    assert counted.now == 2
+    assert [counts.for_one for counts in changes] == [3, 1, 2]
+    assert counted.counts == ThreadCounts(2, 3, 0)
 
 
 def test_nobody_looks_often_or_at_what_was_long_ago(machine: Machine) -> None:
-    counted = Threads(2, 2, lambda _: pytest.fail("nothing has changed"))
+    counted = Threads(
+        ThreadCounts(2, 2, 0), lambda _: pytest.fail("nothing has changed")
+    )
     for _ in range(21):  # of 0.1 s each
         counted.look()
         machine.now += 0.1
@@ -66,23 +69,26 @@ def test_nobody_looks_often_or_at_what_was_long_ago(machine: Machine) -> None:
 
 @pytest.mark.parametrize("most", [0, 1])
 def test_what_somebody_chose_stays(machine: Machine, most: int) -> None:
-    counted = Threads(2, most, lambda _: pytest.fail("someone chose"))
+    counted = Threads(ThreadCounts(2, most, 0), lambda _: pytest.fail("someone chose"))
     for _ in range(5):
         counted.look()
         machine.now += 2.5
-    assert (counted.now, machine.looks) == (2, 0)
+    assert (counted.counts.now, machine.looks) == (2, 0)
 
 
+@pytest.mark.parametrize("flash", [False, True])
 def test_a_text_is_read_by_more_threads_and_fewer_to_the_same_numbers(
-    demo_gguf: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    demo_gguf: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, flash: bool
 ) -> None:
+    """With flash attention single tokens are computed by a fixed number of them."""
     monkeypatch.setattr(defaults, "threads", lambda _: 3)
     tokens = [3 + i * i % 250 for i in range(400)]
     with Model.open(demo_gguf, gpu_layers=0) as model:
         monkeypatch.setattr(defaults, "threads_now", lambda most, _=None: most)
-        with Session(
-            model, SessionOptions(n_ctx=512, n_batch=20, kv_type="f32")
-        ) as session:
+        free = SessionOptions(
+            n_ctx=512, n_batch=20, kv_type="f32", flash_attention=flash
+        )
+        with Session(model, free) as session:
             assert session.threads == 3
             lib, seen = session.cache.lib, []
             append = session.cache.append
@@ -97,8 +103,10 @@ def test_a_text_is_read_by_more_threads_and_fewer_to_the_same_numbers(
             monkeypatch.setattr(defaults, "threads_now", machine.threads_now)
             session.evaluate(tokens)
             assert set(seen) == {1, 2, 3}
-            assert session.threads == lib.llama_n_threads(session.cache.handle)
+            writing = lib.llama_n_threads(session.cache.handle)
+            assert writing == (3 if flash else session.threads)
+            assert flash == ("(3 for an answer)" in session.computes)
             found = session.last_logits()
-        with Session(model, SessionOptions(512, 1, 20, "f32")) as fixed:
+        with Session(model, replace(free, threads=1)) as fixed:
             fixed.evaluate(tokens)
             assert (fixed.last_logits() == found).all()
