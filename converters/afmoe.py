@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from ggext.converters.base import TensorRule, correction, experts, weight
 from ggext.converters.llama import QKV, SIGMOID, Llama, gated
 
-from ggext.errors import CheckpointError
 from ggext.rope.capabilities import capability_of
 
 if TYPE_CHECKING:
@@ -51,8 +50,8 @@ class Afmoe(Llama):
         step = capability_of(self.arch).unrotated_step
         slides = self.windows["attention.sliding_window_pattern"]
         if slides != [(i + 1) % step != 0 for i in range(self.n_layers)]:
-            raise CheckpointError(
-                f"{self.config.source}: layer_types or global_attn_every_n_layers say other "
+            raise self.refused(
+                f"layer_types or global_attn_every_n_layers say other "
                 f"windows than in all but every {step}th layer; {why} rotates those"
             )
         for name, value in (("route_norm", True), ("score_func", "sigmoid")):

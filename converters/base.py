@@ -248,8 +248,8 @@ class Family:
         if kinds is None:
             return usual
         if not names_each(kinds, self.n_layers, (FULL, SLIDING)):
-            raise CheckpointError(
-                f"{self.config.source}: layer_types must name {FULL} or {SLIDING} for each of "
+            raise self.refused(
+                f"layer_types must name {FULL} or {SLIDING} for each of "
                 f"{self.n_layers} layers"
             )
         return [kind == SLIDING for kind in kinds]

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 from ggext.converters.base import TensorRule, experts, weight
 from ggext.converters.llama import SOFTMAX, WithLatents, gated
 
-from ggext.errors import CheckpointError
-
 if TYPE_CHECKING:
     import numpy as np
 
@@ -73,8 +71,8 @@ class DeepseekV2(WithLatents):
             f"{self.config.string('model_type')} has {self.scoring}",
         )
         if lite and self.q_rank is not None:
-            raise CheckpointError(
-                f"{self.config.source}: q_lora_rank is {self.q_rank} in {self.n_layers} layers; "
+            raise self.refused(
+                f"q_lora_rank is {self.q_rank} in {self.n_layers} layers; "
                 f"{why} takes such a "
                 "model for one without it"
             )

@@ -14,8 +14,6 @@ from ggext.converters.base import TensorRule, weight, with_bias
 from ggext.converters.deepseek_v3 import DeepseekV3
 from ggext.converters.glm4_moe_lite import Glm4MoeLite
 
-from ggext.errors import CheckpointError
-
 
 class DeepseekV32(Glm4MoeLite):
     arch = "deepseek32"
@@ -34,8 +32,8 @@ class DeepseekV32(Glm4MoeLite):
         least = max(64, number("qk_rope_head_dim"))
         self.index_dim = number("index_head_dim", minimum=least)
         if self.index_dim & (self.index_dim - 1):
-            raise CheckpointError(
-                f"{self.config.source}: index_head_dim is {self.index_dim}; llama.cpp's "
+            raise self.refused(
+                f"index_head_dim is {self.index_dim}; llama.cpp's "
                 f"architecture {self.arch} has a power of two"
             )
 

@@ -10,8 +10,6 @@ from ggext.converters.base import TensorRule, experts, weight
 from ggext.converters.ernie4_5 import Ernie45
 from ggext.converters.llama import gated
 
-from ggext.errors import CheckpointError
-
 
 class Ernie45Moe(Ernie45):
     arch = "ernie4_5-moe"
@@ -40,9 +38,7 @@ class Ernie45Moe(Ernie45):
         self.require("moe_layer_interval", 1, why)
         last = number("moe_layer_end_index", minimum=-1)
         if -1 < last < self.n_layers - 1:
-            raise CheckpointError(
-                f"{self.config.source}: moe_layer_end_index is {last}; {why}"
-            )
+            raise self.refused(f"moe_layer_end_index is {last}; {why}")
 
     def stored_name(self, name: str) -> str:
         return name.replace(".mlp.gate.moe_statics.", ".mlp.moe_statics.")

@@ -13,7 +13,6 @@ from typing import Any
 from ggext.converters.base import TensorRule, weight
 from ggext.converters.llama import QKV, Llama
 
-from ggext.errors import CheckpointError
 from ggext.llama_cpp_facts.sliding import SLIDING
 
 
@@ -28,8 +27,8 @@ class Exaone4(Llama):
         depth = SLIDING[self.arch].depth
         window = self.config.integer("sliding_window", default=None)
         if (window is not None) is not (self.n_layers == depth):
-            raise CheckpointError(
-                f"{self.config.source}: sliding_window is {window} in {self.n_layers} layers; "
+            raise self.refused(
+                f"sliding_window is {window} in {self.n_layers} layers; "
                 "llama.cpp's architecture "
                 f"{self.arch} has windows in models of {depth} layers and in no others"
             )
@@ -38,8 +37,8 @@ class Exaone4(Llama):
             period = pattern.find("G") + 1
             self.config = self.config.with_values(sliding_window_pattern=period)
             if period != len(pattern) or not set(pattern) <= {"L", "G"}:
-                raise CheckpointError(
-                    f"{self.config.source}: sliding_window_pattern {pattern!r} is not known here"
+                raise self.refused(
+                    f"sliding_window_pattern {pattern!r} is not known here"
                 )
 
     def metadata(self) -> dict[str, Any]:

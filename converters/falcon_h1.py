@@ -17,7 +17,6 @@ from ggext.converters.granitemoehybrid import Mamba2
 from ggext.converters.llama import WITHOUT_OUTPUT, Llama
 
 from ggext.checkpoint.config import Config
-from ggext.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,9 +76,7 @@ class FalconH1(Llama):
         given = self.config.values.get(name)
         given = [1.0] * count if given is None else given
         if not isinstance(given, list) or len(given) != count:
-            raise CheckpointError(
-                f"{self.config.source}: {name} is {given!r:.60}, not {count} numbers"
-            )
+            raise self.refused(f"{name} is {given!r:.60}, not {count} numbers")
         each = [Config({name: value}, self.config.source) for value in given]
         return [config.number(name) for config in each]
 

@@ -13,8 +13,6 @@ from typing import Any
 from ggext.converters.base import TensorRule, weight
 from ggext.converters.llama import QKV, Llama
 
-from ggext.errors import CheckpointError
-
 
 class Gemma2(Llama):
     """``scaled_by_width``: so many layers tell llama.cpp that the scores are divided by
@@ -58,13 +56,12 @@ class Gemma2(Llama):
     def check_caps(self) -> None:
         for name in ("attn_logit_softcapping", "final_logit_softcapping"):
             if self.config.number(name, default=None) is None:
-                raise CheckpointError(
-                    f"{self.config.source}: {name} is null; llama.cpp's architecture {self.arch} "
-                    "caps"
+                raise self.refused(
+                    f"{name} is null; llama.cpp's architecture {self.arch} caps"
                 )
         if not self.config.flag("tie_word_embeddings"):
-            raise CheckpointError(
-                f"{self.config.source}: tie_word_embeddings is false, and llama.cpp's architecture "
+            raise self.refused(
+                f"tie_word_embeddings is false, and llama.cpp's architecture "
                 f"{self.arch} has no "
                 "output matrix but the embedding"
             )

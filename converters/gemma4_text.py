@@ -17,7 +17,6 @@ from ggext.converters.base import TensorRule, text_part_name, weight
 from ggext.converters.llama import Llama
 
 from ggext.checkpoint.config import Config
-from ggext.errors import CheckpointError
 from ggext.rope.config_reader import CheckpointRope
 from ggext.rope.families import FULL, SLIDING
 
@@ -95,8 +94,8 @@ class Gemma4(Llama):
             last.get(slides) != taken[slides]
             for slides in set(self.slides[self.n_own :])
         ):
-            raise CheckpointError(
-                f"{self.config.source}: num_kv_shared_layers is {self.n_layers - self.n_own}; "
+            raise self.refused(
+                f"num_kv_shared_layers is {self.n_layers - self.n_own}; "
                 f"{why} needs two layers or more before those, the last of them one of {FULL} and "
                 f"the one before it one of {SLIDING}"
             )
@@ -111,8 +110,8 @@ class Gemma4(Llama):
         heads = own.integer("num_key_value_heads", default=usual)
         size = own.integer("head_dim", default=self.config.integer("global_head_dim"))
         if self.n_heads % heads:
-            raise CheckpointError(
-                f"{self.config.source}: num_attention_heads {self.n_heads} is not a multiple of "
+            raise self.refused(
+                f"num_attention_heads {self.n_heads} is not a multiple of "
                 f"the {heads} heads of keys of a layer of {FULL}"
             )
         return heads, size
@@ -120,9 +119,7 @@ class Gemma4(Llama):
     def _layer_config(self, layer: int) -> Config:
         given = self.config.section("per_layer_config").get(str(layer), {})
         if not isinstance(given, dict):
-            raise CheckpointError(
-                f"{self.config.source}: per_layer_config is not of objects"
-            )
+            raise self.refused("per_layer_config is not of objects")
         return Config(given, self.config.source)
 
     def _check_heads(self, why: str) -> None:
@@ -131,8 +128,8 @@ class Gemma4(Llama):
             self.heads_of(i) for i in range(self.n_layers) if not self.slides[i]
         }
         if len(whole) > 1:
-            raise CheckpointError(
-                f"{self.config.source}: per_layer_config gives layers of {FULL} heads of several "
+            raise self.refused(
+                f"per_layer_config gives layers of {FULL} heads of several "
                 f"sizes or numbers; {why} has one"
             )
         _, self.n_whole = whole.pop()

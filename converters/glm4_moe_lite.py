@@ -5,8 +5,6 @@ from __future__ import annotations
 from ggext.converters.base import names_each
 from ggext.converters.deepseek_v3 import DeepseekV3
 
-from ggext.errors import CheckpointError
-
 
 class Glm4MoeLite(DeepseekV3):
     defaults = DeepseekV3.defaults | {
@@ -30,8 +28,8 @@ class Glm4MoeLite(DeepseekV3):
         n_dense = kinds.count("dense") if isinstance(kinds, list) else 0
         regular = kinds == ["dense"] * n_dense + ["sparse"] * (self.n_layers - n_dense)
         if not regular or not names_each(kinds, self.n_layers, ("dense", "sparse")):
-            raise CheckpointError(
-                f"{self.config.source}: mlp_layer_types is {kinds!r}; llama.cpp's architecture "
+            raise self.refused(
+                f"mlp_layer_types is {kinds!r}; llama.cpp's architecture "
                 f"{self.arch} has dense layers first and sparse ones after them"
             )
         self.config = self.config.with_values(first_k_dense_replace=n_dense)

@@ -14,7 +14,6 @@ from ggext.converters.base import TensorRule, text_part_name, weight, with_bias
 from ggext.converters.glm4 import Glm4
 from ggext.converters.llama import QKV, Llama
 
-from ggext.errors import CheckpointError
 from ggext.rope.config_reader import CheckpointRope
 
 if TYPE_CHECKING:
@@ -33,8 +32,8 @@ class WithSections(Llama):
         rope = super().rope()
         sections = rope.geometry.sections
         if sections is None or 0 in sections[:2]:
-            raise CheckpointError(
-                f"{self.config.source}: mrope_section is {sections}; llama.cpp's architecture "
+            raise self.refused(
+                f"mrope_section is {sections}; llama.cpp's architecture "
                 f"{self.arch} has sections where the first two are above 0"
             )
         return rope

@@ -14,8 +14,6 @@ from ggext.converters.base import TensorRule, names_each
 from ggext.converters.deepseek_v32 import DeepseekV32
 from ggext.converters.glm4_moe_lite import Glm4MoeLite
 
-from ggext.errors import CheckpointError
-
 _OWN, _SHARED = "full", "shared"
 _LETTERS = {"F": _OWN, "S": _SHARED}
 
@@ -42,8 +40,8 @@ class GlmMoeDsa(DeepseekV32):
         )
         kinds = self.config.values.get("indexer_types") or self._pattern()
         if not names_each(kinds, self.n_layers, (_OWN, _SHARED)) or kinds[0] != _OWN:
-            raise CheckpointError(
-                f"{self.config.source}: indexer_types must name {_OWN} or {_SHARED} for each of "
+            raise self.refused(
+                f"indexer_types must name {_OWN} or {_SHARED} for each of "
                 f"{self.n_layers} layers, {_OWN} first"
             )
         self.chooses = [kind == _OWN for kind in kinds]

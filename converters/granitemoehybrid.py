@@ -153,8 +153,8 @@ class GraniteMoeHybrid(GraniteMoeShared):
         kinds = self.config.values.get("layer_types")
         kinds = [_MAMBA[1]] * self.n_layers if kinds is None else kinds
         if not names_each(kinds, self.n_layers, (*_ATTENTION, *_MAMBA)):
-            raise CheckpointError(
-                f"{self.config.source}: layer_types must name {_ATTENTION[1]} or {_MAMBA[1]} for "
+            raise self.refused(
+                f"layer_types must name {_ATTENTION[1]} or {_MAMBA[1]} for "
                 f"each of {self.n_layers} layers"
             )
         self.recurs = [kind in _MAMBA for kind in kinds]
@@ -169,8 +169,8 @@ class GraniteMoeHybrid(GraniteMoeShared):
         if any(self.recurs):
             self._check_mamba()
         elif self.n_experts and not self.rotates:
-            raise CheckpointError(
-                f"{self.config.source}: position_embedding_type is not rope; llama.cpp's "
+            raise self.refused(
+                f"position_embedding_type is not rope; llama.cpp's "
                 f"architecture {self.arch} rotates"
             )
         super(GraniteMoeShared, self).check() if self.n_experts else Granite.check(self)
@@ -180,8 +180,8 @@ class GraniteMoeHybrid(GraniteMoeShared):
         if all(
             self.recurs
         ):  # llama.cpp aborts on a model without one of the two caches
-            raise CheckpointError(
-                f"{self.config.source}: all layers are {_MAMBA[1]}; llama.cpp needs both kinds"
+            raise self.refused(
+                f"all layers are {_MAMBA[1]}; llama.cpp needs both kinds"
             )
         self.require(
             "mamba_expand", _EXPAND, f"llama.cpp's {self.arch} takes {_EXPAND} alone"

@@ -14,7 +14,6 @@ from typing import Any
 from ggext.converters.base import TensorRule, correction, experts, names_each, weight
 from ggext.converters.llama import QKV, SIGMOID, Llama, gated
 
-from ggext.errors import CheckpointError
 from ggext.rope.families import FULL, SLIDING
 
 
@@ -73,8 +72,8 @@ class Laguna(Llama):
             type(count) is not int or count < 1 or count % self.n_kv_heads
             for count in heads
         ):
-            raise CheckpointError(
-                f"{self.config.source}: num_attention_heads_per_layer must have a multiple of "
+            raise self.refused(
+                f"num_attention_heads_per_layer must have a multiple of "
                 f"num_key_value_heads {self.n_kv_heads} for each of {self.n_layers} layers"
             )
         return heads
@@ -85,8 +84,8 @@ class Laguna(Llama):
             return 1
         known = names_each(kinds, self.n_layers, ("dense", "sparse"))
         if not known or sorted(kinds) != kinds:
-            raise CheckpointError(
-                f"{self.config.source}: mlp_layer_types must name dense and then sparse for "
+            raise self.refused(
+                f"mlp_layer_types must name dense and then sparse for "
                 f"{self.n_layers} layers; {why} has experts in all layers from one on"
             )
         return int(kinds.count("dense"))

@@ -10,7 +10,6 @@ from ggext.converters.base import TensorRule, names_each, weight
 from ggext.converters.llama import Llama
 
 from ggext.checkpoint.config import Config
-from ggext.errors import CheckpointError
 
 
 class Lfm2(Llama):
@@ -46,26 +45,23 @@ class Lfm2(Llama):
         if kinds is None:
             chosen = list(range(self.n_layers)) if attending is None else attending
             if not isinstance(chosen, list):
-                raise CheckpointError(
-                    f"{self.config.source}: full_attn_idxs is {chosen!r}; it must be a list of "
-                    "layers"
+                raise self.refused(
+                    f"full_attn_idxs is {chosen!r}; it must be a list of layers"
                 )
             kinds = [
                 "full_attention" if i in chosen else "conv"
                 for i in range(self.n_layers)
             ]
         if not names_each(kinds, self.n_layers, ("full_attention", "conv")):
-            raise CheckpointError(
-                f"{self.config.source}: layer_types is {kinds!r}; it must name full_attention or "
+            raise self.refused(
+                f"layer_types is {kinds!r}; it must name full_attention or "
                 "conv for each of the "
                 f"{self.n_layers} layers"
             )
         if (
             len(set(kinds)) < 2
         ):  # llama.cpp aborts on a model without one of the two caches
-            raise CheckpointError(
-                f"{self.config.source}: all layers are {kinds[0]}; llama.cpp needs both kinds"
-            )
+            raise self.refused(f"all layers are {kinds[0]}; llama.cpp needs both kinds")
         self.attends = [kind == "full_attention" for kind in kinds]
 
     def metadata(self) -> dict[str, Any]:

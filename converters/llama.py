@@ -16,7 +16,6 @@ from ggext.converters.base import (
     with_bias,
 )
 
-from ggext.errors import CheckpointError
 from ggext.rope.capabilities import capability_of
 from ggext.rope.config_reader import CheckpointRope
 
@@ -63,20 +62,20 @@ class Llama(Family):
         )
         self.require("hidden_act", self.activations, why)
         if not self.free_head_dim and self.head_dim * self.n_heads != self.n_embd:
-            raise CheckpointError(
-                f"{self.config.source}: head_dim is {self.head_dim}; llama.cpp's architecture "
+            raise self.refused(
+                f"head_dim is {self.head_dim}; llama.cpp's architecture "
                 f"{self.arch} has "
                 f"hidden_size / num_attention_heads = {self.n_embd}/{self.n_heads}"
             )
         if self.needs_all_heads and self.n_kv_heads != self.n_heads:
-            raise CheckpointError(
-                f"{self.config.source}: num_key_value_heads is {self.n_kv_heads}; llama.cpp's "
+            raise self.refused(
+                f"num_key_value_heads is {self.n_kv_heads}; llama.cpp's "
                 f"architecture {self.arch} "
                 f"has as many as num_attention_heads, {self.n_heads}"
             )
         if self.config.flag("use_sliding_window"):
-            raise CheckpointError(
-                f"{self.config.source}: use_sliding_window is true, and llama.cpp's architecture "
+            raise self.refused(
+                f"use_sliding_window is true, and llama.cpp's architecture "
                 f"{self.arch} attends "
                 "to everything; set it to false to accept that"
             )
@@ -86,8 +85,8 @@ class Llama(Family):
         with; up to ``largest`` that makes no difference. ``why``: what the architecture does."""
         epsilon = self.config.number("rms_norm_eps")
         if epsilon > largest:
-            raise CheckpointError(
-                f"{self.config.source}: rms_norm_eps is {epsilon:g}; llama.cpp's architecture "
+            raise self.refused(
+                f"rms_norm_eps is {epsilon:g}; llama.cpp's architecture "
                 f"{self.arch} {why}: at most {largest:g} is alike"
             )
 
@@ -95,8 +94,8 @@ class Llama(Family):
         rope = super().rope()
         n_rot = rope.geometry.n_rot
         if n_rot and n_rot != self.head_dim and not self.rotates_part:
-            raise CheckpointError(
-                f"{self.config.source}: {n_rot} of {self.head_dim} dimensions are rotated "
+            raise self.refused(
+                f"{n_rot} of {self.head_dim} dimensions are rotated "
                 f"(partial_rotary_factor); llama.cpp's architecture {self.arch} rotates all"
             )
         return rope
@@ -245,8 +244,8 @@ class WithLatents(Llama):
     def rope(self) -> CheckpointRope:
         rope = super().rope()
         if rope.geometry.n_rot != self.config.integer("qk_rope_head_dim"):
-            raise CheckpointError(
-                f"{self.config.source}: partial_rotary_factor rotates {rope.geometry.n_rot} of the "
+            raise self.refused(
+                f"partial_rotary_factor rotates {rope.geometry.n_rot} of the "
                 f"{self.config.integer('qk_rope_head_dim')} dimensions of qk_rope_head_dim, which "
                 "transformers does "
                 "not do; remove it"

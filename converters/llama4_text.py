@@ -72,8 +72,8 @@ class Llama4(Llama):
         if (
             self.n_layers < _INTERVAL
         ):  # llama.cpp aborts without a layer that does not rotate
-            raise CheckpointError(
-                f"{self.config.source}: num_hidden_layers is {self.n_layers}; {why} has 4 or more"
+            raise self.refused(
+                f"num_hidden_layers is {self.n_layers}; {why} has 4 or more"
             )
         rotating = [int((i + 1) % _INTERVAL != 0) for i in range(self.n_layers)]
         if self.config.values.get("no_rope_layers") in (None, []):

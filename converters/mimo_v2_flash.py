@@ -12,8 +12,6 @@ from typing import Any
 from ggext.converters.base import TensorRule, correction, experts, names_each, weight
 from ggext.converters.llama import Llama
 
-from ggext.errors import CheckpointError
-
 _PERIOD = 6
 
 
@@ -58,15 +56,15 @@ class MimoV2Flash(Llama):
         )
         self.sparse = self._sparse_layers()
         if not any(self.slides):
-            raise CheckpointError(
-                f"{self.config.source}: layer_types names no layer with a window, and {why} has "
+            raise self.refused(
+                f"layer_types names no layer with a window, and {why} has "
                 "some in all models"
             )
         self.require("norm_topk_prob", True, f"{why} divides weights by their sum")
         self.require("routed_scaling_factor", 1, f"{why} scales no experts")
         if self.n_heads % (2 * self.n_kv_heads) and any(self.slides):
-            raise CheckpointError(
-                f"{self.config.source}: num_attention_heads {self.n_heads} is not a multiple of "
+            raise self.refused(
+                f"num_attention_heads {self.n_heads} is not a multiple of "
                 f"the {2 * self.n_kv_heads} heads of keys of a layer with a window"
             )
         self._check_what_others_read()
@@ -76,8 +74,8 @@ class MimoV2Flash(Llama):
         if kinds is None:
             return [i > 0 for i in range(self.n_layers)]
         if not names_each(kinds, self.n_layers, ("dense", "sparse")):
-            raise CheckpointError(
-                f"{self.config.source}: mlp_layer_types must name dense or sparse for each of "
+            raise self.refused(
+                f"mlp_layer_types must name dense or sparse for each of "
                 f"{self.n_layers} layers"
             )
         return [kind == "sparse" for kind in kinds]

@@ -14,7 +14,6 @@ from ggext.converters.base import TensorRule, weight
 from ggext.converters.llama import WithLatents
 
 from ggext.checkpoint.config import Config
-from ggext.errors import CheckpointError
 from ggext.rope.config_reader import CheckpointRope
 
 
@@ -55,8 +54,8 @@ class MiniCPM3(WithLatents):
                 f"llama.cpp's architecture {self.arch} computes with {value}",
             )
         if self.n_kv_heads != self.n_heads:
-            raise CheckpointError(
-                f"{self.config.source}: num_key_value_heads is {self.n_kv_heads}; latent attention "
+            raise self.refused(
+                f"num_key_value_heads is {self.n_kv_heads}; latent attention "
                 "has "
                 f"num_attention_heads, {self.n_heads}"
             )

@@ -15,7 +15,6 @@ from ggext.converters.base import TensorRule, weight
 from ggext.converters.llama import Llama, LlamaWithLayerNorm
 
 from ggext.checkpoint.config import Config
-from ggext.errors import CheckpointError
 
 #: Of attention, which the class takes whatever alibi_bias_max says.
 _MOST_BIAS = 8
@@ -71,9 +70,7 @@ class Mpt(LlamaWithLayerNorm):
             others.append("softmax_scale")
         if others:
             shown = ", ".join(f"{name} {attention[name]!r:.40}" for name in others)
-            raise CheckpointError(
-                f"{self.config.source}: attn_config has {shown}; {why}"
-            )
+            raise self.refused(f"attn_config has {shown}; {why}")
 
     def read_n_ff(self, config: Config) -> int:
         del config  # the class has no key for it

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 from ggext.converters.base import TensorRule, text_part_name, weight
 from ggext.converters.llama import QKV, Llama
 
-from ggext.errors import CheckpointError
-
 if TYPE_CHECKING:
     import numpy as np
 
@@ -54,20 +52,20 @@ class MuseGlimmer(Llama):
         usual = [(last - i) % _PERIOD != 0 for i in range(self.n_layers)]
         self.slides = self.sliding_layers(usual)
         if not any(self.slides):
-            raise CheckpointError(
-                f"{self.config.source}: layer_types names no layer with a window, and {why} has "
+            raise self.refused(
+                f"layer_types names no layer with a window, and {why} has "
                 "some in all models"
             )
         given = self.config.values.get("layer_rope_theta")
         bases = usual if given is None else given
         if not isinstance(bases, list) or list(map(bool, bases)) != self.slides:
-            raise CheckpointError(
-                f"{self.config.source}: layer_rope_theta {given!r:.60} has other layers rotate "
+            raise self.refused(
+                f"layer_rope_theta {given!r:.60} has other layers rotate "
                 f"than those with a window; {why} rotates these"
             )
         if given is not None and len(set(filter(None, given))) > 1:
-            raise CheckpointError(
-                f"{self.config.source}: layer_rope_theta {given!r:.60} has several bases; "
+            raise self.refused(
+                f"layer_rope_theta {given!r:.60} has several bases; "
                 "transformers and llama.cpp rotate all layers by rope_theta"
             )
 

@@ -91,13 +91,12 @@ class NemotronH(Llama):
         self.require("sliding_window", (), f"{why} attends to everything")
         kinds = set(self.kinds)
         if not {_MAMBA, _ATTENTION} <= kinds:
-            raise CheckpointError(  # llama.cpp aborts on a model without one of the two caches
-                f"{self.config.source}: no layer is {_MAMBA} or none {_ATTENTION}; llama.cpp needs "
-                "both"
+            raise self.refused(  # llama.cpp aborts on a model without one of the two caches
+                f"no layer is {_MAMBA} or none {_ATTENTION}; llama.cpp needs both"
             )
         if {_DENSE, _EXPERTS} <= kinds:
-            raise CheckpointError(
-                f"{self.config.source}: some layers are {_DENSE} and others {_EXPERTS}; llama.cpp "
+            raise self.refused(
+                f"some layers are {_DENSE} and others {_EXPERTS}; llama.cpp "
                 "has one kind in a model"
             )
         if _EXPERTS in kinds:

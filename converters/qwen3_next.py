@@ -17,7 +17,6 @@ from ggext.converters.base import TensorRule, names_each, weight
 from ggext.converters.llama import QKV, Llama
 from ggext.converters.qwen2_moe import GatedSharedExpert
 
-from ggext.errors import CheckpointError
 from ggext.rope.families import FULL
 
 if TYPE_CHECKING:
@@ -61,8 +60,8 @@ class GatedDeltaNet(Llama):
             f"{why} has linear_key_head_dim, {self.n_state}",
         )
         if self.n_values % self.n_keys:
-            raise CheckpointError(
-                f"{self.config.source}: linear_num_value_heads {self.n_values} is not a multiple "
+            raise self.refused(
+                f"linear_num_value_heads {self.n_values} is not a multiple "
                 f"of linear_num_key_heads {self.n_keys}"
             )
         self.limit_epsilon(
@@ -77,8 +76,8 @@ class GatedDeltaNet(Llama):
             interval = self.config.integer("full_attention_interval", default=4)
             recurs = [bool((i + 1) % interval) for i in range(self.n_layers)]
         elif not names_each(kinds, self.n_layers, (FULL, LINEAR)):
-            raise CheckpointError(
-                f"{self.config.source}: layer_types must name {FULL} or {LINEAR} for each of "
+            raise self.refused(
+                f"layer_types must name {FULL} or {LINEAR} for each of "
                 f"{self.n_layers} layers"
             )
         else:
@@ -86,8 +85,8 @@ class GatedDeltaNet(Llama):
         if (
             len(set(recurs)) < 2
         ):  # llama.cpp aborts on a model without one of the two caches
-            raise CheckpointError(
-                f"{self.config.source}: all layers are {LINEAR if recurs[0] else FULL}; llama.cpp "
+            raise self.refused(
+                f"all layers are {LINEAR if recurs[0] else FULL}; llama.cpp "
                 "needs both kinds"
             )
         return recurs

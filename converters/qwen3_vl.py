@@ -13,7 +13,6 @@ from ggext.converters.base import text_part_name
 from ggext.converters.qwen3 import Qwen3
 
 from ggext.checkpoint.config import Config
-from ggext.errors import CheckpointError
 
 _DEEPSTACK = (8, 16, 24)  # of transformers' class
 
@@ -29,8 +28,8 @@ class Qwen3Vl(Qwen3):
     def check(self) -> None:
         super().check()
         if len(self._deepstack()) >= self.n_layers:
-            raise CheckpointError(
-                f"{self.config.source}: deepstack_visual_indexes names {len(self._deepstack())} "
+            raise self.refused(
+                f"deepstack_visual_indexes names {len(self._deepstack())} "
                 f"layers and the text has {self.n_layers}; llama.cpp needs more of them"
             )
 
@@ -40,9 +39,8 @@ class Qwen3Vl(Qwen3):
     def _deepstack(self) -> Any:
         layers = self.vision.get("deepstack_visual_indexes", _DEEPSTACK)
         if not isinstance(layers, (list, tuple)):
-            raise CheckpointError(
-                f"{self.config.source}: deepstack_visual_indexes is {layers!r}; it must be a list "
-                "of layers"
+            raise self.refused(
+                f"deepstack_visual_indexes is {layers!r}; it must be a list of layers"
             )
         return layers
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from ggext.converters.llama import QKV, Llama
 
-from ggext.errors import CheckpointError
-
 _INTERVAL = 4
 
 
@@ -34,8 +32,8 @@ class SmolLM3(Llama):
                 if rotating is None
                 else f"no_rope_layers is {rotating}"
             )
-            raise CheckpointError(
-                f"{self.config.source}: {problem}; llama.cpp's architecture {self.arch} rotates in "
+            raise self.refused(
+                f"{problem}; llama.cpp's architecture {self.arch} rotates in "
                 "all layers but every "
                 f"{_INTERVAL}th"
             )

@@ -85,23 +85,23 @@ class Step3p7(Llama):
         self.slides = self.sliding_layers([])
         self.sparse = self._sparse_layers()
         if not any(self.slides):
-            raise CheckpointError(
-                f"{self.config.source}: layer_types names no layer with a window, and {why} has "
+            raise self.refused(
+                f"layer_types names no layer with a window, and {why} has "
                 "some in all models"
             )
         self.heads = [self._heads(i) for i in range(self.n_layers)]
         scalar = self.config.number("query_pre_attn_scalar", default=self.head_dim)
         if scalar != self.head_dim:
-            raise CheckpointError(
-                f"{self.config.source}: query_pre_attn_scalar is {scalar:g}; {why} has head_dim, "
+            raise self.refused(
+                f"query_pre_attn_scalar is {scalar:g}; {why} has head_dim, "
                 f"{self.head_dim}"
             )
 
     def _sparse_layers(self) -> list[bool]:
         kinds = self.config.values["mlp_layer_types"]
         if not names_each(kinds, self.n_layers, ("dense", "sparse")):
-            raise CheckpointError(
-                f"{self.config.source}: mlp_layer_types must name dense or sparse for each of "
+            raise self.refused(
+                f"mlp_layer_types must name dense or sparse for each of "
                 f"{self.n_layers} layers"
             )
         return [kind == "sparse" for kind in kinds]
@@ -109,8 +109,8 @@ class Step3p7(Llama):
     def _heads(self, layer: int) -> int:
         given = self.config.section("per_layer_config").get(str(layer), {})
         if not isinstance(given, Mapping) or set(given) - {"num_attention_heads"}:
-            raise CheckpointError(
-                f"{self.config.source}: per_layer_config of layer {layer} says more than "
+            raise self.refused(
+                f"per_layer_config of layer {layer} says more than "
                 f"num_attention_heads: {given!r:.60}"
             )
         usual = self.n_heads
@@ -119,8 +119,8 @@ class Step3p7(Llama):
             usual = self.config.integer(key, default=self.n_heads)
         heads = given.get("num_attention_heads", usual)
         if type(heads) is not int or heads < 1 or heads % self.n_kv_heads:
-            raise CheckpointError(
-                f"{self.config.source}: layer {layer} has {heads!r:.20} heads, which is not a "
+            raise self.refused(
+                f"layer {layer} has {heads!r:.20} heads, which is not a "
                 f"multiple of num_key_value_heads {self.n_kv_heads}"
             )
         return heads
@@ -150,9 +150,8 @@ class Step3p7(Llama):
             value is None or (type(value) in (int, float) and value >= 0)
             for value in given
         ):
-            raise CheckpointError(
-                f"{self.config.source}: {key} must have a number or null for each of "
-                f"{self.n_layers} layers"
+            raise self.refused(
+                f"{key} must have a number or null for each of {self.n_layers} layers"
             )
         return [float(value or 0.0) for value in given]
 
