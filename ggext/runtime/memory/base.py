@@ -118,7 +118,8 @@ class Memory(ABC):
     def take_up(self, gone: Gone) -> None:
         """This had left of the text that was put back."""
         self.gone = gone
-        self.cache.seam = gone.start if gone.count else 0
+        if self.cache.cells.small and gone.count:
+            self.cache.seam = gone.start
 
     def cut(self, count: int) -> int:
         """Cuts the cache to its first `count` tokens, or fewer, and forgets what then is of no

@@ -8,7 +8,8 @@ is a run of tokens. (Published methods choose for each head, which this cache ca
 
 The tokens that stay close up after the first ones. They are counted as tokens that have left, for
 the text in the cache is no longer whole; the most recent tokens are never touched. What leaves may
-be kept as text outside of it, of which a question brings passages back (`retrieval`).
+be kept as text outside of it, of which a question brings passages back (`retrieval`). Where layers
+with a sliding window hold the last tokens alone, those of a window stay in all layers.
 """
 
 from __future__ import annotations
