@@ -36,7 +36,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 import numpy as np
 from generate import random_llama
@@ -48,6 +48,7 @@ from policies import policies
 from ggext.checkpoint.named import DEMO_MODEL
 from ggext.convert import ConvertOptions, convert
 from ggext.data import demo_language as language
+from ggext.footprint.cache import Swa
 from ggext.quality import tasks
 from ggext.quality.needles import ask
 from ggext.quality.perplexity import nll
@@ -89,10 +90,12 @@ def needle_texts(
     shares: list[float],
     policies: list[str],
     outside: list[float],
+    swa: Swa,
 ) -> None:
     """Each text is read once, and asked of the whole cache and of each of its ``shares``,
     compressed from the same reading; of those in ``outside`` a half is for passages.
-    ``policies``, such as landmark:0.25, read it again, into so many cells."""
+    ``policies``, such as landmark:0.25, read it again, into so many cells. ``swa``: what layers
+    with a sliding window keep."""
     sentences = filler_of([read_text(book)])
     right: dict[str, list[float]] = {}
     with Model.open(path, 0) as model:
@@ -103,7 +106,7 @@ def needle_texts(
                 "multikey", source, length, random.Random(1000 + number)
             )
             for name, scores in answer_scores(
-                model, prompts, sample, length, threads, shares, policies, outside
+                model, prompts, sample, length, threads, shares, policies, outside, swa
             ):
                 right.setdefault(name, []).extend(scores)
             table(length, right)
@@ -118,9 +121,13 @@ def answer_scores(
     shares: list[float],
     policies: list[str],
     outside: list[float],
+    swa: Swa,
 ) -> Iterator[tuple[str, list[float]]]:
     options = SessionOptions(
-        n_ctx=length + 64, threads=threads, memory=MemoryOptions("compress")
+        n_ctx=length + 64,
+        threads=threads,
+        memory=MemoryOptions("compress"),
+        swa=swa,
     )
     with Session(model, options) as session:
         yield "stop:1", [one.score for one in ask(session, prompts, sample)]
@@ -142,7 +149,7 @@ def answer_scores(
             "compress", evict=128, retrieved=cells // 2, evicted="kept"
         )
         options = SessionOptions(
-            n_ctx=length + 64 + cells // 2, threads=threads, memory=memory
+            n_ctx=length + 64 + cells // 2, threads=threads, memory=memory, swa=swa
         )
         with Session(model, options) as session:
             session.restore(tokens, whole, [*range(len(tokens))], Gone())
@@ -155,7 +162,7 @@ def answer_scores(
         policy, share = name.split(":")
         cells = math.ceil(float(share) * length)
         memory = MemoryOptions(cast("WhenFull", policy))
-        options = SessionOptions(n_ctx=cells, threads=threads, memory=memory)
+        options = SessionOptions(n_ctx=cells, threads=threads, memory=memory, swa=swa)
         with Session(model, options) as session:
             yield (
                 f"{policy}, read so:{share}",
@@ -420,6 +427,7 @@ def main() -> None:
     one.add_argument("--shares", nargs="*", type=float, default=[0.5, 0.25, 0.125])
     one.add_argument("--outside", nargs="*", type=float, default=[0.125])
     one.add_argument("--policies", nargs="*", default=["landmark:0.5", "landmark:0.25"])
+    one.add_argument("--swa", choices=get_args(Swa), default="auto")
     one = commands.add_parser("follows")
     one.add_argument("path", type=Path)
     one.add_argument("book", type=Path)

@@ -1,12 +1,13 @@
 """Layers with a sliding window: a small cache against one of every token, in speed, memory and what
 an edit costs.
 
-    python benchmarks/windows.py [--tokens 8192] [--batch 128] [--repeat 3]
+    python benchmarks/windows.py [--tokens 8192] [--batch 128] [--repeat 3] [--cells 4608]
 
 The layers of Gemma 3 270M (18, of which 15 see 512 tokens) with random weights and a small
 vocabulary. Both sessions read the same text, a batch in turn, and then write in turn; so whatever
 else the machine does meets both. CPU time, medians. An edit is a cut of the text that is read, and
-16 tokens behind it; the logits are compared with those of the cache of every token.
+16 tokens behind it; the logits are compared with those of the cache of every token. Then the policy
+stream reads the text into so many ``cells``, over windows of either kind.
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ from ggext.footprint.planner import Choices, Memories
 from ggext.gguf.types import Field
 from ggext.gguf.writer import TensorToWrite, write_gguf
 from ggext.runtime import capacity
-from ggext.runtime.engine import Model, Sampling, Session, SessionOptions
+from ggext.runtime.engine import (
+    MemoryOptions,
+    Model,
+    Sampling,
+    Session,
+    SessionOptions,
+)
+from ggext.runtime.memory.stream import Stream
 
 LAYERS, WIDTH, HEADS, HEAD, FF, WINDOW, VOCABULARY = 18, 640, 4, 256, 2048, 512, 512
 CHOICES: tuple[Swa, ...] = ("full", "small")
@@ -186,19 +194,66 @@ def edits(sessions: dict[Swa, Session], text: list[int]) -> None:
         )
 
 
+def evictions(path: Path, tokens: int, batch: int, cells: int) -> None:
+    """The text in fewer cells: what moving them costs, and whether both give the same."""
+    text = np.random.default_rng(1).integers(3, VOCABULARY, tokens).tolist()
+    memory = MemoryOptions("stream")
+    seconds: dict[Swa, list[float]] = {swa: [] for swa in CHOICES}
+    with Model.open(path) as model, ExitStack() as stack:
+        sessions = {
+            swa: stack.enter_context(
+                Session(
+                    model,
+                    SessionOptions(n_ctx=cells, n_batch=batch, swa=swa, memory=memory),
+                )
+            )
+            for swa in CHOICES
+        }
+        for swa, session in sessions.items():
+            timed(session, seconds[swa])
+        reading(sessions, text, batch)
+        left = sessions["full"].dropped
+        print(
+            f"\nstream, {tokens:,} tokens in {cells:,} cells, {left:,} left\n\n"
+            "| cells of a sliding layer | KV cache, MiB | an eviction, CPU ms |\n|---|---:|---:|"
+        )
+        for swa in CHOICES:
+            room = capacity.room(model, Choices("f16", batch, swa=swa, moves=True))
+            assert room is not None
+            milliseconds = statistics.median(seconds[swa]) * 1e3
+            print(f"| {swa} | {room.cache(cells) / 2**20:.1f} | {milliseconds:.0f} |")
+        full, small = (sessions[swa].last_logits() for swa in CHOICES)
+        apart = np.abs(full - small).max() / np.ptp(full)
+        print(f"\nworst logit apart, of the range: {apart:.1e}")
+
+
+def timed(session: Session, seconds: list[float]) -> None:
+    """CPU seconds of each eviction."""
+    memory = session.memory
+    assert isinstance(memory, Stream)
+    slide = memory.slide
+
+    def measured(start: int, end: int) -> bool:
+        before = time.process_time()
+        try:
+            return slide(start, end)
+        finally:
+            seconds.append(time.process_time() - before)
+
+    memory.slide = measured  # type: ignore[method-assign]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--cells", type=int, default=4608)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measure(
-            random_gemma3(Path(folder) / "m.gguf", given.tokens),
-            given.tokens,
-            given.batch,
-            given.repeat,
-        )
+        path = random_gemma3(Path(folder) / "m.gguf", given.tokens)
+        measure(path, given.tokens, given.batch, given.repeat)
+        evictions(path, given.tokens, given.batch, given.cells)
 
 
 if __name__ == "__main__":

@@ -138,8 +138,8 @@ def plan(
     header = whole_header(read_gguf(metadata_part(path)))
     arch = architecture(header)
     choices = options.choices
-    if options.keep < 1 and choices.swa == "auto":
-        choices = replace(choices, swa="full")  # compress moves their cells
+    if options.keep < 1:
+        choices = replace(choices, moves=True)  # as compress does
     free, gpu_layers = _devices(options.gpu_layers, free)
     flash_until = speeds.flash_until(arch) if not gpu_layers else 0
     planner = Planner(

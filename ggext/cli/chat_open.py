@@ -99,7 +99,13 @@ class Engine:
 
         model = self.model
         session = self.session
-        choices = Choices(self.request.kv, session.n_batch, swa=self._options.windows)
+        options = self._options
+        choices = Choices(
+            options.kv_type,
+            session.n_batch,
+            swa=options.swa,
+            moves=options.edits_cache,
+        )
         memory = capacity.room(model, choices)
         free = None if memory is None else memory.free
         cache = None if memory is None else memory.cache

@@ -222,7 +222,9 @@ def _with_small_cache(result: Plan, options: PlanOptions) -> int:
 def _notes(result: Plan) -> list[str]:
     lines = []
     if result.windowed_layers:
-        kept = "every token" if result.context.whole_windows else "the window's tokens"
+        two = result.context.sequences > 1
+        small = "the tokens of two windows" if two else "the window's tokens"
+        kept = "every token" if result.context.whole_windows else small
         lines.append(
             f"{result.windowed_layers} layers see a sliding window; their cache keeps {kept}"
         )

@@ -85,12 +85,15 @@ def check_swa(swa: str) -> None:
         )
 
 
-def whole_windows(swa: Swa, window: int, tokens: int, batch: int) -> bool:
+def whole_windows(
+    swa: Swa, window: int, tokens: int, batch: int, sequences: int = 1
+) -> bool:
     """Whether layers with a window of `window` tokens (0: there are none) keep every token of a
     context of `tokens`."""
     if swa != "auto" or not window:
         return swa != "small" or not window
-    return _window_cells(window, tokens, batch) + CHECKPOINTS * window > _padded(tokens)
+    count = _window_cells(window * sequences, tokens, batch)
+    return count + CHECKPOINTS * window > _padded(tokens)
 
 
 def _window_cells(window: int, tokens: int, batch: int) -> int:

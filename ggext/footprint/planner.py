@@ -24,6 +24,7 @@ from ggext.footprint.graph import compute_bytes, input_bytes
 from ggext.gguf.reader import GgufFile
 from ggext.llama_cpp_facts.compressed import COMPRESSED
 from ggext.llama_cpp_facts.indexer import IN_BLOCKS
+from ggext.llama_cpp_facts.sliding import must_be_whole
 
 LONGEST = 1 << 26  # tokens; beyond it no search goes
 #: Share of what is free; the rest is for threads' buffers and for what others begin to use.
@@ -45,6 +46,12 @@ class Choices:
     swa: Swa = "auto"
     # None: as `defaults` says.
     threads: int | None = None
+    # Whether a policy moves cells, through a second sequence.
+    moves: bool = False
+
+    @property
+    def sequences(self) -> int:
+        return 2 if self.moves else 1
 
     def __post_init__(self) -> None:
         check_swa(self.swa)
@@ -122,19 +129,26 @@ class Planner:
             flash is None and tokens <= self.flash_until
         ):
             flash = True
-        whole = whole_windows(
-            self._swa, self.arch.window, tokens, min(self._batch, tokens)
-        )
-        context = Context(tokens, self._batch, self.choices.kv_type, bool(flash), whole)
+        sequences = self.choices.sequences
+        batch = min(self._batch, tokens)
+        whole = whole_windows(self._swa, self.arch.window, tokens, batch, sequences)
+        kind = self.choices.kv_type
+        context = Context(tokens, self._batch, kind, bool(flash), whole, sequences)
         if flash is None and free.hold(*self.shares(context)) is False:
             return replace(context, flash_attention=True)
         return context
 
     @property
     def _swa(self) -> Swa:
-        """Without a choice small where a text cannot be cut back to more cells."""
-        small = self.arch.name in COMPRESSED and self.choices.swa == "auto"
-        return "small" if small else self.choices.swa
+        """Without a choice small where a text cannot be cut back to more cells, and full where
+        small windows cannot follow what moves."""
+        if self.choices.swa != "auto":
+            return self.choices.swa
+        if self.arch.name in COMPRESSED:
+            return "small"
+        slides = [layer.slides for layer in self.arch.layers]
+        whole = self.choices.moves and must_be_whole(self.arch.name, slides)
+        return "full" if whole else "auto"
 
     def _larger(self, context: Context, free: Memories) -> Context:
         """With more tokens at once, where nothing was chosen, no operation is long then, and the
@@ -256,7 +270,7 @@ class Planner:
 
         # where small windows begin by themselves, the need falls: so what is beyond is searched too
         swa: tuple[Swa, ...] = (
-            ("auto", "small") if self.choices.swa == "auto" else (self.choices.swa,)
+            ("auto", "small") if self._swa == "auto" else (self._swa,)
         )
         planners = [
             replace(self, choices=replace(self.choices, swa=kept)) for kept in swa

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,21 @@ SLIDING = {
     "spark2_5": SlidingRule(0),
     "step35": SlidingRule(0, always=True),
 }
+
+#: Whose windows begin again at each multiple of their size (``LLAMA_SWA_TYPE_CHUNKED``).
+CHUNKED = frozenset({"llama4"})
+
+
+def must_be_whole(arch: str, slides: Sequence[bool]) -> str | None:
+    """Why small windows cannot follow tokens that move; None: they can. ``slides``: for each layer,
+    whether it does."""
+    if arch in CHUNKED:
+        return "begin again at each multiple of their size"
+    if not any(slides):
+        return "are of layers that ggext does not know"
+    if all(slides):
+        return "are those of all layers"
+    return None
 
 
 def window_of(arch: str, keys: Mapping[str, Any], layers: int) -> Any:

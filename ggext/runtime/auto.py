@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 
 from ggext.errors import ModelError, UsageError
 from ggext.footprint import defaults
-from ggext.footprint.cache import Swa
 from ggext.footprint.planner import Choices
 from ggext.runtime import capacity
 from ggext.runtime.context import plan_context
@@ -95,9 +94,7 @@ def _for_a_chat(model: Model, plan: Plan) -> Iterator[Chosen]:
     turns = Chosen(
         "turns", "for a chat keeps its system prompt and its latest turns whole"
     )
-    # Stream would need whole windows, and so a smaller context or more memory.
-    small_windows = model.n_swa and not plan.whole_windows
-    if small_windows or model.offloads or _seconds_to_read(model, plan) <= _PATIENCE:
+    if model.offloads or _seconds_to_read(model, plan) <= _PATIENCE:
         yield turns
         return
     yield Chosen("stream", "for reading the latest turns again would take minutes")
@@ -115,9 +112,13 @@ def _holds_passages(
 ) -> bool:
     """Whether the memory holds what landmark keeps of the text next to the context; yes where
     nothing is known of it."""
-    # Landmark moves cells, which layers with a sliding window must keep then.
-    swa: Swa = "full" if options.swa == "auto" else options.swa
-    choices = Choices(options.kv_type, plan.batches.most, options.flash_attention, swa)
+    choices = Choices(
+        options.kv_type,
+        plan.batches.most,
+        options.flash_attention,
+        options.swa,
+        moves=True,
+    )
     room = capacity.room(model, choices)
     if room is None or room.free is None or options.memory.spill is not None:
         return True

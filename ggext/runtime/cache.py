@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError
 from ggext.footprint.cache import CHECKPOINTS
+from ggext.llama_cpp_facts.sliding import CHUNKED
 from ggext.runtime import apart, llama
-from ggext.runtime.cells import MAIN, Cells
+from ggext.runtime.cells import MAIN
 from ggext.runtime.context import SessionOptions, open_context, plan_context
 from ggext.runtime.model import Model
-from ggext.runtime.movable import MovableCells
 from ggext.runtime.threads import ThreadCounts, Threads
-from ggext.runtime.window_copies import Checkpoint, Checkpoints
+from ggext.runtime.window_copies import Checkpoints
+from ggext.runtime.windowed import WindowedCells
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _ABORTED = 2
 
 
-class Cache(MovableCells):
+class Cache(WindowedCells):
     """The tokens of one context with their positions; keys and values belong to them at every
     moment.
 
@@ -57,17 +58,22 @@ class Cache(MovableCells):
         self.regimes = self._plan.regimes[-1:] if settled else self._plan.regimes
         self.regime = self.regimes[0]
         self.handle = self._open(self.regime)
-        super().__init__(self.handle, model.n_swa * options.edits_cache)
-        recurrent = model.is_recurrent
-        window = model.n_swa if self.cells.slides and not recurrent else 0
-        forgets = recurrent or (window and not self._plan.whole_windows)
-        copies = CHECKPOINTS if forgets else 0
-        self.checkpoints = Checkpoints(
-            window, copies, chunked=model.architecture == "llama4", recurrent=recurrent
-        )
+        small = not self._plan.whole_windows
+        window = model.n_swa * options.edits_cache
+        super().__init__(self.handle, window, small=small)
+        self.checkpoints = self._copies(small=small)
         self._one = (ctypes.c_int32 * 1)()
         self._batch_of_one = self.lib.llama_batch_get_one(self._one, 1)
         self.unsure: Sequence[int] | None = None
+
+    def _copies(self, *, small: bool) -> Checkpoints:
+        """Where those are kept that small windows and states need."""
+        model = self.model
+        recurrent = model.is_recurrent
+        window = model.n_swa if self.cells.slides and not recurrent else 0
+        most = CHECKPOINTS if recurrent or (window and small) else 0
+        chunked = model.architecture in CHUNKED
+        return Checkpoints(window, most, chunked=chunked, recurrent=recurrent)
 
     @property
     def queries(self) -> QueryWatcher:
@@ -235,7 +241,11 @@ class Cache(MovableCells):
     def clear(self, *, wipe: bool = False) -> None:
         """Empties the cache. ``wipe``: whatever it holds, its bytes too, as after `has_nan`."""
         self.lib.llama_memory_clear(self._memory, wipe or self.has_nan)
+        self._forget_tokens()
+
+    def _forget_tokens(self) -> None:
         self.checkpoints.clear()
+        self.seam = self.insertion = 0
         self.tokens = []
         self.positions = []
         self.aligned = 0
@@ -258,23 +268,6 @@ class Cache(MovableCells):
         self.positions = list(places)
         self.epoch += 1
 
-    def checkpoint(self, remaining: int = 0, *, likely: bool = False) -> None:
-        """Makes it cheap to `cut` back to here later, where layers with a sliding window or a state
-        would have forgotten it. With many tokens ``remaining`` to read only far after the last
-        such place; ``likely``: a cut is."""
-        count = len(self.tokens)
-        near = likely or remaining <= 2 * self.n_batch
-        if self.checkpoints.most and count > self.checkpoints.last + (
-            0 if near else self.checkpoints.step
-        ):
-            needed = (
-                0 if self.checkpoints.recurrent else self.checkpoints.needed(count - 1)
-            )
-            first = max(self.cells.first_position, needed)
-            self.checkpoints.add(
-                Checkpoint(first, count, self.cells.copied(sliding=True), likely)
-            )
-
     def cut(self, count: int) -> int:
         """Cuts to the first `count` tokens; fewer where several share a position, or where layers
         with a sliding window or a state have forgotten what the next token needs; 0 where llama.cpp
@@ -295,6 +288,10 @@ class Cache(MovableCells):
             self.clear()
             return 0
         self.checkpoints.cut(count)
+        if count <= self.insertion:
+            self.insertion = 0
+        if count <= self.seam:
+            self.seam = 0
         self.aligned = self.repeatable(count)
         del self.tokens[count:], self.positions[count:]
         self.epoch += 1
@@ -306,23 +303,6 @@ class Cache(MovableCells):
         text that is read at once: whole batches from its beginning."""
         end = min(count, self.aligned)
         return max(self.batches.ends(0, end, self.n_batch), default=0)
-
-    def _back(self, count: int) -> int:
-        """The most tokens up to `count` after which the text can go on, the windows' cells or the
-        state being put back for it."""
-        copies = self.checkpoints
-        if not copies.recurrent and (
-            not copies.window or copies.covers(self.cells.first_position, count)
-        ):
-            return count
-        checkpoint = copies.nearest(count)
-        if checkpoint is None:
-            return 0
-        try:
-            self.cells.replace(checkpoint.data, sliding=True)
-        except ModelError:
-            return 0  # what is evaluated again is as good
-        return checkpoint.count
 
     @property
     def grows_by_rotation(self) -> bool:
@@ -373,13 +353,8 @@ class Cache(MovableCells):
         self._rotation = None
         self._set_threads(self.threads.counts)
         self._memory = self.lib.llama_get_memory(handle)
-        self.cells = Cells(handle, self._window)
-        self.checkpoints.clear()
-        self.tokens = []
-        self.positions = []
-        self.aligned = 0
-        self.epoch += 1
-        self.has_logits = False
+        self.cells = self._make_cells(handle)
+        self._forget_tokens()
 
     def _rotate_into(self, regime: Regime) -> None:
         source = self.rotation()

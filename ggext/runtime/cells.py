@@ -20,18 +20,24 @@ _SLIDING = 1
 
 class Cells:
     """The cells of one context; a new context needs a new one. ``window``: of a context with a
-    second sequence whose sliding windows hold every token, the tokens that they attend to.
+    second sequence, the tokens that layers with a sliding window attend to; ``small``: these layers
+    hold the last tokens alone. Cells that are taken and put by positions are then those of the
+    other layers, and `sliding` has theirs.
 
     llama.cpp writes of sliding layers what the last token of a sequence attends to, whatever else
     they hold. So cells are read in pieces of a window each.
     """
 
-    def __init__(self, handle: Any, window: int = 0) -> None:
+    def __init__(self, handle: Any, window: int = 0, *, small: bool = False) -> None:
         self._lib = llama.lib()
         self._handle = handle
         self._memory = self._lib.llama_get_memory(handle)
         self._tested = False
-        self._window = window if window and self.slides else 0
+        self._piece_size = window if window and self.slides else 0
+        #: Whether tokens may move apart from what sliding layers have of them.
+        self.small = small and self._piece_size > 0
+        #: 0: sliding layers are as the others, or there are none.
+        self._window = 0 if self.small else self._piece_size
 
     @property
     def slides(self) -> bool:
@@ -78,12 +84,9 @@ class Cells:
     def replace(self, data: NDArray[np.uint8], *, sliding: bool = False) -> None:
         """Makes the cells those that `copied` returned, here or in a context that moves no cells.
         Raises ModelError; which are there then is not known."""
-        flags = _SLIDING if sliding else 0
-        llama.clear_log()
-        if self._lib.llama_state_seq_set_data_ext(
-            self._handle, _pointer(data), len(data), MAIN, flags
-        ) != len(data):
-            raise llama.failure("the cells of a cache cannot be put back")
+        if self.small and not sliding:
+            data = state.with_window(data, self._piece_size)
+        self._set(data, _SLIDING if sliding else 0)
         if self._window and self.first_position > 0:
             raise ModelError(
                 "of layers with a sliding window the copy has the last tokens alone, and a policy "
@@ -93,15 +96,40 @@ class Cells:
     def take(self, first: int, last: int) -> state.KvBlock:
         """A copy of the cells at positions `first` to `last`."""
         if self._window:
-            last = min(last, self._end)
-        step = self._window or max(last - first, 1)
+            return self._in_pieces(first, min(last, self._end), "all")
+        return self._piece(first, last, "whole" if self.small else "all")
+
+    def _in_pieces(self, first: int, last: int, part: state.Part) -> state.KvBlock:
+        """Of a window each, for llama.cpp writes no more of sliding layers."""
+        step = self._piece_size
         # Windows may begin again at each multiple of their size (Llama 4).
         bounds = [first, *range(first + step - first % step, last, step), last]
-        return state.joined([self._piece(*pair) for pair in pairwise(bounds)])
+        pieces = (self._piece(*pair, part) for pair in pairwise(bounds))
+        return state.joined([*pieces])
 
-    def _piece(self, first: int, last: int) -> state.KvBlock:
+    def _piece(self, first: int, last: int, part: state.Part) -> state.KvBlock:
         self._lib.llama_memory_seq_cp(self._memory, MAIN, SCRATCH, first, last)
-        return self.take_scratch()
+        return self.take_scratch(part)
+
+    def sliding(self) -> state.KvBlock:
+        """A copy of what layers with a small window have: the cells of the last tokens, as many as
+        were not written over, at positions in a row."""
+        return self._in_pieces(max(self.first_position, 0), self._end, "sliding")
+
+    def put_sliding(self, block: state.KvBlock) -> None:
+        """Makes it all that these layers have. Raises ModelError; what they have is then not
+        known."""
+        import numpy as np
+
+        data = np.frombuffer(state.build(block, MAIN), np.uint8)
+        self._set(data, _SLIDING)
+
+    def _set(self, data: NDArray[np.uint8], flags: int) -> None:
+        llama.clear_log()
+        if self._lib.llama_state_seq_set_data_ext(
+            self._handle, _pointer(data), len(data), MAIN, flags
+        ) != len(data):
+            raise llama.failure("the cells of a cache cannot be put back")
 
     def put(self, block: state.KvBlock) -> None:
         """Puts cells into the cache, at the positions that they name. Raises ModelError where they
@@ -122,26 +150,29 @@ class Cells:
         ) != len(data):
             raise llama.failure(f"{len(block)} cells cannot be put into the cache")
 
-    def take_scratch(self) -> state.KvBlock:
-        """The cells of the second sequence, which is empty then."""
+    def take_scratch(self, part: state.Part = "all") -> state.KvBlock:
+        """The cells of the second sequence, of these layers; it is empty then."""
         try:
-            return self._read_scratch()
+            return self._read_scratch(part)
         finally:
             self._empty_scratch()
 
     def _empty_scratch(self) -> None:
         self._lib.llama_memory_seq_rm(self._memory, SCRATCH, -1, -1)
 
-    def _read_scratch(self) -> state.KvBlock:
-        size = self._size(SCRATCH, 0)
+    def _read_scratch(self, part: state.Part = "all") -> state.KvBlock:
+        flags = _SLIDING if part == "sliding" else 0
+        size = self._size(SCRATCH, flags)
         data = bytearray(size)
         buffer = (ctypes.c_uint8 * size).from_buffer(data)
         if (
-            self._lib.llama_state_seq_get_data(self._handle, buffer, size, SCRATCH)
+            self._lib.llama_state_seq_get_data_ext(
+                self._handle, buffer, size, SCRATCH, flags
+            )
             != size
         ):
             raise llama.failure("the state of a sequence cannot be read")
-        return state.parse(data)
+        return state.parse(data, part)
 
     def _test(self, block: state.KvBlock) -> None:
         """Once for each context: what was put is what is read. Raises ModelError."""
@@ -152,7 +183,7 @@ class Cells:
                 block.positions // self._window == block.positions[-1] // self._window
             )
         self._into_scratch(block)
-        back = self._read_scratch()
+        back = self._read_scratch(block.form.part)
         pairs: Any = zip(
             (back.positions, *back.keys, *back.values),
             (block.positions, *block.keys, *block.values),

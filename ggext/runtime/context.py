@@ -21,12 +21,14 @@ from ggext.footprint.cache import (
 from ggext.footprint.planner import Choices
 from ggext.llama_cpp_facts.compressed import COMPRESSED
 from ggext.llama_cpp_facts.indexer import IN_BLOCKS
+from ggext.llama_cpp_facts.sliding import must_be_whole
 from ggext.rope.capabilities import LEARNED_POSITIONS
 from ggext.rope.keys import context_parameters
 from ggext.runtime import capacity, llama
 from ggext.runtime.adapter import attach
 from ggext.runtime.batches import LEAST, LEAST_FLASH, Batches, attention
 from ggext.runtime.capacity import Room
+from ggext.runtime.layers import windowed_layers
 from ggext.runtime.memory.options import MemoryOptions
 from ggext.runtime.model import Model
 from ggext.runtime.regimes import DynamicNtk, Regime, regimes
@@ -55,7 +57,7 @@ class SessionOptions:
     # Sees every node of the graph (a ggml_backend_sched_eval_callback).
     eval_callback: Any = None
     # What layers with a sliding window keep: "full", every token; "small", the window and a batch;
-    # "auto", what takes less memory, and every token where cells are moved.
+    # "auto", what takes less memory.
     swa: Swa = "auto"
     # Without `n_ctx`, half of the free memory is left to others.
     leaves_memory: bool = False
@@ -69,11 +71,6 @@ class SessionOptions:
             self.memory.when_full not in ("stop", "recompute")
             or self.dynamic_ntk == "rotate"
         )
-
-    @property
-    def windows(self) -> Swa:
-        """What layers with a sliding window keep: every token where cells are moved."""
-        return "full" if self.swa == "auto" and self.edits_cache else self.swa
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -146,16 +143,15 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
             f"{model.path} has recurrent layers, whose state cannot be rotated: take replay"
         )
     threads = options.threads or capacity.threads_for(model)
-    room = capacity.room(
-        model,
-        Choices(
-            options.kv_type,
-            options.n_batch,
-            options.flash_attention,
-            options.windows,
-            threads,
-        ),
+    choices = Choices(
+        options.kv_type,
+        options.n_batch,
+        options.flash_attention,
+        options.swa,
+        threads,
+        options.edits_cache,
     )
+    room = capacity.room(model, choices)
     n_ctx, notices = _length(model, options, room)
     n_batch = options.n_batch or (
         capacity.batch_for(model, threads)
@@ -164,7 +160,7 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
     )
     n_batch = min(n_batch, n_ctx)
     flash = _flash_attention(model, options, room, n_ctx)
-    whole, more = _whole_windows(model, options, n_ctx, n_batch)
+    whole, more = _whole_windows(model, options, n_ctx, n_batch, choices.sequences)
     batches = _batches(
         options, threads, room, Context(n_ctx, n_batch, options.kv_type, flash, whole)
     )
@@ -235,25 +231,28 @@ def open_context(
 
 
 def _whole_windows(
-    model: Model, options: SessionOptions, n_ctx: int, n_batch: int
+    model: Model, options: SessionOptions, n_ctx: int, n_batch: int, sequences: int
 ) -> tuple[bool, list[str]]:
     """Whether sliding windows keep every token, and what the user should know of it. Raises
     ModelError where they would not and must."""
+    swa = options.swa
     if model.architecture in COMPRESSED:  # a text cannot be cut back to more cells
-        return options.windows == "full", []
+        return swa == "full", []
+    whole = whole_windows(swa, model.n_swa, n_ctx, n_batch, sequences)
+    if whole or not options.edits_cache:
+        return whole, []
     policy = options.memory.when_full
-    by_memory = whole_windows(options.swa, model.n_swa, n_ctx, n_batch)
-    if by_memory or not options.edits_cache:
-        return by_memory, []
-    if options.windows != "full":
+    why = must_be_whole(model.architecture, windowed_layers(model.header))
+    if why is None:
+        return False, []
+    if swa == "small":
         raise ModelError(
-            f"{model.path}: when_full={policy!r} moves cached keys, and a small cache of layers "
-            "with a sliding window has those of the last tokens alone: take swa full or auto; "
-            "recompute works with both"
+            f"{model.path}: when_full={policy!r} moves cached keys, and small windows that {why} "
+            "cannot follow them: take swa full or auto; recompute works with both"
         )
     notice = (
         "layers with a sliding window keep every token of the context, for "
-        f"{policy} moves their cells"
+        f"{policy} moves cells, and small windows that {why} cannot follow"
     )
     return True, [notice]
 

@@ -294,7 +294,7 @@ class Session(SessionAccount):
             prompt = self._checked(tokens)
             self.memory.cut(0)
             self.memory.put_back(prompt, state, places)
-            self.memory.gone = gone
+            self.memory.take_up(gone)
 
     def reread_last(self) -> None:
         """Evaluates the last token by itself, as `snapshot` does, unless its logits are there.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError
@@ -40,12 +41,12 @@ class MovableCells(Closing):
     # How positions are rotated at this length of the text.
     regime: Regime
 
-    def __init__(self, handle: Any, window: int) -> None:
-        """``window``: as of `Cells`."""
+    def __init__(self, handle: Any, window: int, *, small: bool) -> None:
+        """``window`` and ``small``: as of `Cells`."""
         self._rotation: KeyRotation | None = None
         self.lib = llama.lib()
-        self._window = window
-        self.cells = Cells(handle, window)
+        self._make_cells = partial(Cells, window=window, small=small)
+        self.cells = self._make_cells(handle)
         self._memory = self.lib.llama_get_memory(handle)
         self.tokens: list[int] = []
         self.positions: list[int] = []
@@ -60,6 +61,11 @@ class MovableCells(Closing):
     @abstractmethod
     def repeatable(self, count: int) -> int:
         """How many of the first `count` tokens were read in whole batches."""
+
+    @abstractmethod
+    def following(self, start: int, end: int) -> AbstractContextManager[None]:
+        """A block in which tokens `start` to `end` leave, or those from `start` on move. Small
+        windows, which have cells of their own, are brought into step after it."""
 
     @abstractmethod
     def _decode(self, batch: Any) -> int:
@@ -112,10 +118,11 @@ class MovableCells(Closing):
     def drop(self, start: int, end: int) -> None:
         """Tokens `start` to `end` leave; those after them close up. Raises ModelError."""
         distance = self.positions[start] - self.positions[end]
-        self.remove(self.positions[start], self.positions[end])
-        self.aligned = self.repeatable(start)
-        del self.tokens[start:end], self.positions[start:end]
-        self.move(start, [place + distance for place in self.positions[start:]])
+        with self.following(start, end):
+            self.remove(self.positions[start], self.positions[end])
+            self.aligned = self.repeatable(start)
+            del self.tokens[start:end], self.positions[start:end]
+            self._move(start, [place + distance for place in self.positions[start:]])
 
     def condense(
         self, start: int, end: int, extra: int, chosen: NDArray[np.intp]
@@ -130,7 +137,7 @@ class MovableCells(Closing):
         cells = extra + len(self.tokens) - start
         stay = np.concatenate([chosen, np.arange(extra + end - start, cells)])
         places = np.arange(first, first + len(stay), dtype=np.int32)
-        with self.whole():
+        with self.whole(), self.following(start, end):
             # Downward from the bottom, so that nothing lands among what is still to move.
             for at in range(0, cells, _MOVED_AT_ONCE):
                 low, high = np.searchsorted(stay, (at, at + _MOVED_AT_ONCE))
@@ -142,9 +149,9 @@ class MovableCells(Closing):
                             block.cells(stay[low:high] - at), places[low:high]
                         )
                     )
-        del self.tokens[start:end], self.positions[start:end]
-        self.positions[start:] = places[len(chosen) :].tolist()
-        self.aligned = self.repeatable(start)
+            del self.tokens[start:end], self.positions[start:end]
+            self.positions[start:] = places[len(chosen) :].tolist()
+            self.aligned = self.repeatable(start)
 
     def move(self, start: int, places: list[int]) -> None:
         """The tokens from index `start` on stand at `places` from now, their keys turned
@@ -152,6 +159,10 @@ class MovableCells(Closing):
 
         Places do not fall. Keys are turned through host memory, some thousand cells at a time.
         """
+        with self.following(start, start):
+            self._move(start, places)
+
+    def _move(self, start: int, places: list[int]) -> None:
         import numpy as np
 
         chunks = list(self._chunks(start))

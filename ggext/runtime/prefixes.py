@@ -152,7 +152,7 @@ def put_back(prefix: Prefix, cache: Cache, memory: Memory) -> None:
         layout = memory.layout(len(prefix.tokens), gone, prefix.account)
         memory.put_back([*prefix.tokens], np.asarray(prefix.cells), layout.places)
         cache.checkpoints.prepend(prefix.windows)
-        memory.gone = gone
+        memory.take_up(gone)
         memory.resume(prefix.account, map(memoryview, prefix.blocks))
         there = cache.has_logits or memory.reread_last()
         if there and apart(cache.logits(), prefix.logits) <= TOLERANCE:

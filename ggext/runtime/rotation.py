@@ -120,12 +120,13 @@ class KeyRotation:
 
     def _of(self, block: KvBlock) -> list[_Turn]:
         """How each layer of a block rotates. Raises ModelError."""
-        if len(block.keys) == len(self._turns):
-            return self._turns
+        turns = self._turns[self.layers.places(block.form.part)]
+        if len(block.keys) == len(turns):
+            return turns
         if len({*self._turns}) == 1 or not len(block):
             return self._turns[:1] * len(block.keys)
         raise ModelError(
-            f"llama.cpp has keys of {len(block.keys)} layers, not of {len(self._turns)}"
+            f"llama.cpp has keys of {len(block.keys)} layers, not of {len(turns)}"
         )
 
     def error(self, before: KvBlock, after: KvBlock) -> float:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ggext.errors import ModelError
 from ggext.llama_cpp_facts.limits import ELEMENT_BYTES, MAX_LAYERS
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[np.uint8]
 
+#: The layers of which a block has cells: all, those that see everything, those with a window.
+Part = Literal["all", "whole", "sliding"]
+
 _MAX_ROW = 1 << 24
+#: Of the section of a cache that has no cells: streams and cells.
+_EMPTY = struct.pack("<II", 1, 0)
 #: Bytes of the magic and the sequence.
 HEAD_BYTES = 8
 
@@ -46,6 +51,8 @@ class StateForm:
     key_types: tuple[int, ...]
     # The same.
     value_types: tuple[int, ...]
+    # The layers that it has.
+    part: Part = "all"
 
 
 @dataclass(frozen=True)
@@ -154,13 +161,14 @@ def leading_sections(
     return result, len(data) - reader.rest
 
 
-def parse(data: bytes | bytearray | memoryview) -> KvBlock:
-    """The cells of one sequence, in the order of their positions. Raises ModelError for a cache of
-    another form (windows that do not hold every token, recurrent, M-RoPE, latent) and for any other
-    bytes."""
+def parse(data: Any, part: Part = "all") -> KvBlock:
+    """The cells of one sequence, in the order of their positions, of these layers: "sliding" where
+    ``data`` has no others, "whole" the first section whatever follows. Raises ModelError for a
+    cache of another form (of all layers, windows that do not hold every token; recurrent, M-RoPE,
+    latent) and for any other bytes."""
     try:
         magic, result = sections(data)
-        return _block(magic, result)
+        return _block(magic, result[:1] if part != "all" else result, part)
     except ValueError as error:
         raise ModelError(
             f"llama.cpp's state of a sequence has {error}: this model keeps its cache in a form "
@@ -168,13 +176,11 @@ def parse(data: bytes | bytearray | memoryview) -> KvBlock:
         ) from None
 
 
-def _block(magic: int, sections: Sequence[Section]) -> KvBlock:
+def _block(magic: int, sections: Sequence[Section], part: Part) -> KvBlock:
     import numpy as np
 
-    orders = [np.argsort(part.cells[:, 0], kind="stable") for part in sections]
-    places = [
-        part.cells[order, 0] for part, order in zip(sections, orders, strict=True)
-    ]
+    orders = [np.argsort(one.cells[:, 0], kind="stable") for one in sections]
+    places = [one.cells[order, 0] for one, order in zip(sections, orders, strict=True)]
     if any(not np.array_equal(places[0], other) for other in places[1:]):
         counts = ", ".join(str(len(other)) for other in places)
         raise ValueError(f"sections of different cells ({counts})")
@@ -187,6 +193,7 @@ def _block(magic: int, sections: Sequence[Section]) -> KvBlock:
         sections[0].transposed,
         tuple(rows.type for rows in keys),
         tuple(rows.type for rows in values),
+        part,
     )
     return KvBlock(
         places[0],
@@ -222,7 +229,26 @@ def build(block: KvBlock, sequence: int) -> bytes:
     for count in block.form.layers:
         parts += _section(block, sequence, first, first + count)
         first += count
+    if block.form.part == "whole":
+        parts.append(_EMPTY)
     return b"".join(parts)
+
+
+def with_window(data: Bytes, window: int) -> Bytes:
+    """A state whose second section has the last ``window`` cells at most, for a cache that holds no
+    more; as it is where it is no such state."""
+    import numpy as np
+
+    try:
+        magic, parts = sections(data)
+        if len(parts) < 2 or len(parts[1].cells) <= window:
+            return data
+        whole = _block(magic, parts[:1], "whole")
+        last = _block(magic, parts[1:], "sliding").cells(slice(-window, None))
+    except ValueError:
+        return data
+    rest = b"".join(_section(last, 0, 0, len(last.keys)))
+    return np.frombuffer(build(whole, 0)[: -len(_EMPTY)] + rest, np.uint8)
 
 
 def _section(block: KvBlock, sequence: int, first: int, last: int) -> Iterator[Any]:

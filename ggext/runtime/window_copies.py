@@ -25,9 +25,10 @@ _FAR = 4096
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A copy of the windows' cells, or of the state."""
+    """A copy of the windows' cells, or of the state. Tokens are counted as those of the text that
+    are in the cache; what stands in a window before them has numbers below."""
 
-    # The position of its first cell.
+    # The number of the token of its first cell.
     first: int
     # Tokens of the text up to it.
     count: int
@@ -35,6 +36,11 @@ class Checkpoint:
     data: NDArray[np.uint8]
     # Whether a text is often cut here: at the end of a question or of an answer.
     likely: bool = False
+    # From the number of a token to the position of its cell in the copy.
+    offset: int = 0
+    # For so many first tokens or fewer it does not serve: others, which have left, stood before
+    # the later ones.
+    since: int = 0
 
 
 class Checkpoints:
@@ -93,8 +99,29 @@ class Checkpoints:
         do."""
         if self.recurrent:
             return [kept for kept in self._kept if kept.count <= count]
-        cut = (replace(kept, count=min(kept.count, count)) for kept in self._kept)
-        return [kept for kept in cut if self.covers(kept.first, kept.count)]
+        return [
+            replace(kept, count=min(kept.count, count))
+            for kept in self._kept
+            if self._serves(kept, count)
+        ]
+
+    def _serves(self, kept: Checkpoint, count: int) -> bool:
+        """Whether a copy has the window after the first `count` tokens, or all that it has of
+        fewer."""
+        if kept.count <= count:
+            return True
+        # Of a text that others have left, what stands in front of the window is no beginning.
+        needed = count - self.window + 1 if kept.since else self.needed(count)
+        return count > kept.since and kept.first <= needed
+
+    def leave(self, start: int, end: int) -> None:
+        """Tokens `start` to `end` are no more, and what is after them is counted from there."""
+        gone = end - start
+        others = (kept for kept in self._kept if not start < kept.count <= end)
+        self._kept = [
+            kept if kept.count <= start else _after(kept, start, gone)
+            for kept in others
+        ]
 
     @property
     def kept(self) -> tuple[Checkpoint, ...]:
@@ -127,6 +154,16 @@ class Checkpoints:
             / (self._kept[-1].count - here)
             * (_LIKELIER if self._kept[index].likely else 1)
         )
+
+
+def _after(kept: Checkpoint, start: int, gone: int) -> Checkpoint:
+    return replace(
+        kept,
+        first=kept.first - gone,
+        count=kept.count - gone,
+        offset=kept.offset + gone,
+        since=max(start, kept.since - gone),
+    )
 
 
 def _count(checkpoint: Checkpoint) -> int:

@@ -22,7 +22,6 @@ pytest.importorskip("llama_cpp")
 from ggext.runtime import capacity, store  # noqa: E402
 from ggext.runtime.auto import open_session  # noqa: E402
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions  # noqa: E402
-from ggext.runtime.memory import WhenFull  # noqa: E402
 from ggext.runtime.prefixes import Prefixes  # noqa: E402
 from ggext.runtime.window_copies import Checkpoint, Checkpoints  # noqa: E402
 
@@ -271,17 +270,6 @@ def test_recompute_reads_its_window_again(model: Model) -> None:
             )
             assert session.tokens == (*wanted[:4], *wanted[4 + session.dropped :])
             assert same(session, fresh)
-
-
-@pytest.mark.parametrize("policy", ["stream", "self-extend", "landmark", "compress"])
-def test_what_moves_keys_is_refused_in_a_small_cache_with_the_remedy(
-    model: Model, policy: WhenFull
-) -> None:
-    with pytest.raises(
-        ModelError,
-        match=f"when_full='{policy}' moves cached keys, and a small cache .* take swa full or auto",
-    ):
-        Session(model, options(memory=MemoryOptions(policy)))
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,12 @@ class Memory(ABC):
         if not cache.append_one(tokens[-1]):
             raise ModelError("putting a text back into its context was cancelled")
 
+    def take_up(self, gone: Gone) -> None:
+        """This had left of the text that was put back."""
+        self.gone = gone
+        if self.cache.cells.small and gone.count:
+            self.cache.seam = gone.start
+
     def cut(self, count: int) -> int:
         """Cuts the cache to its first `count` tokens, or fewer, and forgets what then is of no
         use."""

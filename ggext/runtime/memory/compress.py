@@ -8,7 +8,8 @@ is a run of tokens. (Published methods choose for each head, which this cache ca
 
 The tokens that stay close up after the first ones. They are counted as tokens that have left, for
 the text in the cache is no longer whole; the most recent tokens are never touched. What leaves may
-be kept as text outside of it, of which a question brings passages back (`retrieval`).
+be kept as text outside of it, of which a question brings passages back (`retrieval`). Where layers
+with a sliding window hold the last tokens alone, those of a window stay in all layers.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _NEIGHBOURS = 9
 #: The most recent tokens stay, so many at most: a question that is being read.
 _RECENT = 64
+#: Of the cells that stay those of a small window take one of so many at most.
+_PART = 3
 #: Cells whose keys are widened to float32 at a time.
 _AT_ONCE = 1024
 
@@ -56,6 +59,9 @@ class Compress(Memory):
         self.size = cache.n_ctx - self.reserved
         self.evict = options.evict or max(self.size // 4, 1)
         self._recent = max(min(self.evict // 2, _RECENT), 1)
+        #: Recent tokens of a small window, and of that of a question's beginning: what is chosen
+        #: of older ones is not there any more in these layers.
+        self._in_window = (cache.checkpoints.window + _RECENT) * cache.cells.small
         needed = self.sinks + self._recent + self.evict + 1 + self.reserved
         if needed > cache.n_ctx:
             raise UsageError(
@@ -77,7 +83,8 @@ class Compress(Memory):
 
         cache = self.cache
         start = self.sinks
-        end = max(len(cache.tokens) - self._recent, start)
+        recent = max(self._recent, min(self._in_window, cells // _PART))
+        end = max(len(cache.tokens) - recent, start)
         stays = max(cells - start - (len(cache.tokens) - end), 0)
         if self.selected + end - start <= stays:
             return
@@ -107,7 +114,8 @@ class Compress(Memory):
 
     def _make_room_for(self, count: int) -> None:
         """For so many tokens, or as many as there can be next to the first and the most recent."""
-        count = min(count, self.size - self.sinks - self._recent)
+        recent = max(self._recent, min(self._in_window, self.size // _PART))
+        count = min(count, self.size - self.sinks - recent)
         if len(self.cache.tokens) + self.selected + count > self.size:
             self.reduce(self.size - count)
 

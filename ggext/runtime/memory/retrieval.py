@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ggext.runtime.cache import Cache
     from ggext.runtime.state import KvBlock
+    from ggext.runtime.window_copies import Checkpoint
 
 #: Tokens of an answer that there is room for when it begins, where there can be.
 ANSWER = 256
@@ -55,6 +56,8 @@ class Retrieval:
         self.sinks = options.sinks
         self.outside = Outside(options.spill, options.evicted_memory)
         self.passages: Passages | None = None
+        #: What small windows had in front of them.
+        self._before: Checkpoint | None = None
         self.question_tokens = 0
         #: Of the question as far as it was read: each batch's queries, of each layer that is
         #: looked through.
@@ -81,9 +84,9 @@ class Retrieval:
         # The window may have slid since.
         question_tokens = min(self.question_tokens, len(cache.tokens) - self.sinks - 1)
         self.question_tokens = 0
-        if question_tokens <= 0:
-            return self._read(tokens, remaining)
         start = len(cache.tokens) - question_tokens
+        if question_tokens <= 0 or not cache.reaches(start):
+            return self._read(tokens, remaining)
         whole = [*cache.tokens[start:], *tokens]
         cache.cut(start)
         after = remaining + len(whole)
@@ -125,15 +128,16 @@ class Retrieval:
             for rows in zip(*self._queries, strict=True)
         ]
         asking = min(len(queries[0]), len(cache.tokens) - self.sinks - 1)
-        if asking < _LEAST:
-            return True
         start = len(cache.tokens) - asking
+        if asking < _LEAST or not cache.reaches(start):
+            return True
         matches = self.outside.find(queries, self.room, lambda: cache.cancelled)
         question = cache.tokens[start:]
         cache.cut(start)
         if matches is None:
             return False
         passages = self.outside.tokens(matches)
+        self._before = cache.keep_here() if cache.cells.small else None
         try:
             return self._append(passages) and self._append(question)
         finally:
@@ -154,6 +158,7 @@ class Retrieval:
             del cache.tokens[index : index + count]
             del cache.positions[index : index + count]
             self.passages = Passages(index, count, question_tokens)
+            self.cache.insertion = index * (count > 0)
         elif len(cache.tokens) > index:
             cache.cut(index)
 
@@ -167,23 +172,21 @@ class Retrieval:
         # beginning, and not to be read around its passages.
         following = len(cache.tokens) - there.index
         self.question_tokens = following if following < there.question_tokens else 0
-        places = cache.positions[there.index :]
-        with cache.whole():
-            cache.remove(places[0] - there.count, places[0])
-            cache.move(there.index, [place - there.count for place in places])
+        cache.close_gap(there.index, there.count, self._before)
+        self._before = None
 
     def cut(self, kept: int) -> None:
         """Only the first tokens are left in the cache: passages after them leave."""
         there = self.passages
         if there is None or kept > there.index:
             return
-        self.passages = None
+        self.passages = self._before = None
         if kept == there.index:
             self.cache.remove(self.cache.next_position, -1)
 
     def forget(self) -> None:
         """Nothing has left any more."""
-        self.passages = None
+        self.passages = self._before = None
         self.question_tokens = 0
         self._queries = []
         self.outside.clear()
@@ -192,7 +195,11 @@ class Retrieval:
         """For JSON: what `resume` needs to know in addition to the text outside."""
         there = self.passages
         forgotten = self.outside.forgotten
-        passages = {} if there is None else {"passages": [*astuple(there)]}
+        passages: dict[str, Any] = {}
+        if there is not None:
+            passages["passages"] = [*astuple(there)]
+        if self._before is not None:
+            passages["window"] = self._before.data.nbytes
         return passages | (
             {"forgotten": forgotten.as_json()} if forgotten.count else {}
         )
@@ -230,23 +237,39 @@ class Retrieval:
         ModelError."""
         forgotten = _forgotten(account, gone)
         example = self._keys(self.cache.take(0, 1))
+        window = memoryview(b"")
         for data in blocks:
             count = gone.count - forgotten.count
-            self.outside.restore(data, count, example, forgotten)
+            end = len(data) - _window_bytes(account, len(data))
+            self.outside.restore(data[:end], count, example, forgotten)
+            window = data[end:]
         there = self.outside.forgotten.copy()
         there.add(gone.start, self.outside.tokens([(0, len(self.outside))]))
         if there != gone:
             raise ModelError("the text outside is not the one that left the context")
         self.passages = self.checked(account, len(self.cache.tokens))
+        if self.passages is not None:
+            index = self.cache.insertion = self.passages.index
+            if window and self.cache.cells.small:
+                self._before = self.cache.copy_of(window, index)
 
     def saved(self) -> Iterator[bytes]:
-        """The text outside, for `resume`."""
+        """The text outside and what small windows had before the passages, for `resume`."""
         if self.outside:
-            yield b"".join(self.outside.saved())
+            window = b"" if self._before is None else self._before.data.tobytes()
+            yield b"".join([*self.outside.saved(), window])
 
     def close(self) -> None:
         """Frees what is outside."""
         self.outside.close()
+
+
+def _window_bytes(account: Any, most: int) -> int:
+    """Bytes of a window in a stranger's block of ``most``. Raises ModelError."""
+    size = account.get("window", 0) if isinstance(account, dict) else 0
+    if type(size) is not int or not 0 <= size <= most:
+        raise ModelError("what it tells of the window before the passages is damaged")
+    return size
 
 
 def _forgotten(account: Any, gone: Gone) -> Gone:

@@ -75,7 +75,7 @@ def test_a_state_of_another_form_is_told_at_the_first_move(
     model: Model, text: list[int]
 ) -> None:
     with Session(model, options("stream")) as session:
-        session.cache.cells._read_scratch = lambda: state.parse(b"\0" * 64)  # type: ignore[method-assign]
+        session.cache.cells._read_scratch = lambda _: state.parse(b"\0" * 64)  # type: ignore[method-assign]
         with pytest.raises(
             ModelError, match="keeps its cache in a form that ggext cannot edit"
         ):
@@ -88,6 +88,6 @@ def test_what_is_written_and_reads_otherwise_is_refused(
     with Cache(model, options("stream")) as cache:
         cache.append(text[:20])
         block = cache.take(0, 20)
-        cache.cells._read_scratch = lambda: block.cells(slice(0, 19))  # type: ignore[method-assign]
+        cache.cells._read_scratch = lambda _: block.cells(slice(0, 19))  # type: ignore[method-assign]
         with pytest.raises(ModelError, match="does not read as it was written"):
             cache.put(block)

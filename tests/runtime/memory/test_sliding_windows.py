@@ -231,16 +231,21 @@ def test_a_kept_cache_goes_on_as_it_was(
 def test_a_kept_cache_of_a_policy_that_moves_nothing_is_read_again(
     gemma3: Model, tmp_path: Path, swa: Swa
 ) -> None:
-    """Whatever its windows held, llama.cpp wrote what the last token sees."""
+    """Whole windows need what it has not: llama.cpp wrote what the last token sees. Small ones go
+    on."""
     made = replace(moving("stop", 1024), swa=swa)
     path = tmp_path / "kv.bin"
     with Session(gemma3, made) as session:
         session.evaluate(TEXT[:200])
         store.save(path, session, KEY)
-    with Session(gemma3, moving("stream", 1024)) as session:
+    whole = replace(moving("stream", 1024), swa="full")
+    with Session(gemma3, whole) as session:
         with pytest.raises(store.StateError, match="the text must be read again"):
             store.restore(path, session, KEY)
         assert session.evaluate(TEXT).evaluated == len(TEXT)
+    with Session(gemma3, replace(whole, swa="small")) as session:
+        assert store.restore(path, session, KEY) == 200
+        assert session.evaluate(TEXT).evaluated == len(TEXT) - 200
 
 
 @pytest.mark.parametrize(("policy", "evicted"), MOVING)
@@ -283,7 +288,7 @@ def test_self_extend_groups_what_no_window_sees(gemma3: Model) -> None:
 
 
 def test_a_small_cache_has_not_what_must_be_moved(gemma3: Model) -> None:
-    """Why the policies keep whole windows: its two sections have different cells."""
+    """Why the cells of small windows are taken by themselves: there are others of them."""
     made = SessionOptions(n_ctx=1024, n_batch=32, swa="small")
     with Cache(gemma3, made) as cache:
         cache.append_all(TEXT[:800])
@@ -293,35 +298,31 @@ def test_a_small_cache_has_not_what_must_be_moved(gemma3: Model) -> None:
             state.parse(cache.snapshot().tobytes())
 
 
-def test_whole_windows_are_said_and_counted(gemma3: Model) -> None:
-    small = SessionOptions(n_ctx=2048)
-    with Session(gemma3, small) as session:
-        assert not session.cache._plan.whole_windows
+def test_small_windows_are_counted_with_the_second_sequence(gemma3: Model) -> None:
     with Session(gemma3, moving("landmark", 2048)) as session:
-        assert session.cache._plan.whole_windows
-        assert session.notices[-1] == (
-            "layers with a sliding window keep every token of the context, for landmark moves "
-            "their cells"
-        )
+        assert not session.cache._plan.whole_windows
+        assert not session.cache.notices
     free = Memories(1 << 34)
-    whole, half = (
-        plan(gemma3.path, PlanOptions(4096, 0, Choices(swa="full")), free),
-        plan(gemma3.path, PlanOptions(8192, 0, keep=0.5), free),
+    kept, half = (
+        plan(gemma3.path, PlanOptions(4096, 0, Choices("f16", 32, moves=True)), free),
+        plan(gemma3.path, PlanOptions(8192, 0, Choices("f16", 32), keep=0.5), free),
     )
-    assert half.ram.cache == whole.ram.cache
-    assert half.context.whole_windows
+    plain = plan(gemma3.path, PlanOptions(4096, 0, Choices("f16", 512)), free)
+    assert half.ram.cache == kept.ram.cache < plain.ram.cache
+    assert not half.context.whole_windows
 
 
-def test_a_chat_keeps_its_small_windows_where_the_policy_is_chosen(
+def test_small_windows_do_not_change_which_policy_is_chosen(
     gemma3: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(auto, "_PATIENCE", 0.0)
     monkeypatch.setattr(Model, "chat_template", "a template")
-    for n_ctx, policy in ((2048, "turns"), (256, "stream")):
+    for n_ctx, small in ((2048, True), (256, False)):
         made = SessionOptions(n_ctx=n_ctx, n_batch=32)
         session, chosen = open_session(gemma3, made, Prefixes())
         with session:
-            assert chosen.policy == policy
+            assert chosen.policy == "stream"
+            assert session.cache.cells.small is small
 
 
 def test_a_long_text_gets_landmark_where_the_policy_is_chosen(gemma3: Model) -> None:
