@@ -195,7 +195,9 @@ class Retrieval:
         """For JSON: what `resume` needs to know in addition to the text outside."""
         there = self.passages
         forgotten = self.outside.forgotten
-        passages = {} if there is None else {"passages": [*astuple(there)]}
+        passages: dict[str, Any] = {}
+        if there is not None:
+            passages["passages"] = [*astuple(there)]
         if self._before is not None:
             passages["window"] = self._before.data.nbytes
         return passages | (
@@ -254,7 +256,7 @@ class Retrieval:
     def saved(self) -> Iterator[bytes]:
         """The text outside and what small windows had before the passages, for `resume`."""
         if self.outside:
-            window = [] if self._before is None else [self._before.data]
+            window = [] if self._before is None else [self._before.data.tobytes()]
             yield b"".join([*self.outside.saved(), *window])
 
     def close(self) -> None:
