@@ -86,7 +86,7 @@ class Cells:
         Raises ModelError; which are there then is not known."""
         if self.small and not sliding:
             data = state.with_window(data, self._piece_size)
-        self._set(data, _SLIDING if sliding else 0)
+        self._set(data, _SLIDING * sliding)
         if self._window and self.first_position > 0:
             raise ModelError(
                 "of layers with a sliding window the copy has the last tokens alone, and a policy "
@@ -97,7 +97,8 @@ class Cells:
         """A copy of the cells at positions `first` to `last`."""
         if self._window:
             return self._in_pieces(first, min(last, self._end), "all")
-        return self._piece(first, last, "whole" if self.small else "all")
+        part: state.Part = "whole" if self.small else "all"
+        return self._piece(first, last, part)
 
     def _in_pieces(self, first: int, last: int, part: state.Part) -> state.KvBlock:
         """Of a window each, for llama.cpp writes no more of sliding layers."""

@@ -168,7 +168,9 @@ def parse(data: Any, part: Part = "all") -> KvBlock:
     latent) and for any other bytes."""
     try:
         magic, result = sections(data)
-        return _block(magic, result[:1] if part != "all" else result, part)
+        if part != "all":
+            del result[1:]
+        return _block(magic, result, part)
     except ValueError as error:
         raise ModelError(
             f"llama.cpp's state of a sequence has {error}: this model keeps its cache in a form "

@@ -168,10 +168,12 @@ def test_a_model_in_several_files_is_planned_as_one(tmp_path: Path) -> None:
 
 
 def test_a_share_of_the_tokens_is_planned(demo_gguf: Path) -> None:
-    """What a context allocates that holds a text of 2,048 tokens in a quarter of the cells."""
+    """What a context allocates that holds a text of 2,048 tokens in a quarter of the cells, with a
+    second sequence through which they move."""
     quarter = plan(demo_gguf, PlanOptions(2048, gpu_layers=0, keep=0.25), FREE)
     assert quarter.context.tokens == 512
-    assert quarter.ram == plan(demo_gguf, PlanOptions(512, gpu_layers=0), FREE).ram
+    moving = PlanOptions(512, 0, Choices(moves=True))
+    assert quarter.ram == plan(demo_gguf, moving, FREE).ram
     with pytest.raises(
         UsageError, match="keep is 2, but must be a share above 0, at most 1"
     ):

@@ -177,29 +177,6 @@ def test_the_plan_is_what_a_session_with_sliding_windows_allocates(
     assert within(0.05, found.ram.total - found.ram.checkpoints, wanted.total)
 
 
-@pytest.mark.parametrize("arch", WINDOWED)
-@pytest.mark.parametrize("n_ctx", [1024, 4000])
-def test_the_plan_is_what_a_policy_that_moves_cells_allocates(
-    arch: str, n_ctx: int, tmp_path: Path
-) -> None:
-    """A second sequence makes small windows twice as long. Where all layers slide they stay
-    whole."""
-    from ggext.runtime.memory.options import MemoryOptions
-
-    path = tiny_gguf.write_random(
-        tmp_path / "tiny.gguf",
-        arch,
-        extra_keys={f"{arch}.attention.sliding_window": 256},
-    )
-    found = plan(path, PlanOptions(n_ctx, 0, Choices(moves=True)), FREE)
-    memory = MemoryOptions("compress")
-    wanted = session_sizes(path, {"n_ctx": n_ctx, "memory": memory})
-    assert found.context.whole_windows == (n_ctx == 1024 or arch == "olmo2")
-    assert abs(found.ram.cache - wanted.cache) < 0.02 * 2**20
-    assert within(0.05, found.ram.compute, wanted.compute)
-    assert within(0.05, found.ram.total - found.ram.checkpoints, wanted.total)
-
-
 @pytest.mark.parametrize("row", ["gemma4_text", "gemma4_text-26b-a4b"])
 def test_gemma_4_with_shared_keys_and_with_experts(row: str, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")

@@ -256,8 +256,8 @@ class Retrieval:
     def saved(self) -> Iterator[bytes]:
         """The text outside and what small windows had before the passages, for `resume`."""
         if self.outside:
-            window = b"" if self._before is None else self._before.data.tobytes()
-            yield b"".join([*self.outside.saved(), window])
+            window = [] if self._before is None else [self._before.data.tobytes()]
+            yield b"".join([*self.outside.saved(), *window])
 
     def close(self) -> None:
         """Frees what is outside."""

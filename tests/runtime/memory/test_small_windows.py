@@ -158,7 +158,7 @@ def test_random_edits_and_answers_give_the_logits_of_whole_windows(
     rng = random.Random(f"{when_full} {memory}")
     text = TEXT[:800]
     with Pair(gemma3, when_full, memory) as pair:
-        for _ in range(14):
+        for _ in range(10):
             how = rng.choice(["on", "on", "cut", "near", "answer", "middle"])
             at = rng.randrange(1, len(text) + 1)
             if how == "on":
@@ -186,7 +186,7 @@ def test_a_cancel_at_every_step_leaves_what_goes_on(
     gemma3: Model, when_full: WhenFull, memory: dict[str, Any]
 ) -> None:
     with Pair(gemma3, when_full, memory) as pair:
-        for stop_at in range(0, 900, 96):
+        for stop_at in range(0, 900, 160):
             pair.read(TEXT[:300])
             pair.read(TEXT[:1200], stop_at)
             assert pair.small.tokens == pair.whole.tokens
