@@ -62,7 +62,9 @@ class Compress(Memory):
             self.retrieval = Retrieval(cache, options, self.reserved)
         self.size = cache.n_ctx - self.reserved
         self.evict = options.evict or max(self.size // _LEAVES, 1)
-        self._recent = max(min(self.evict // 2, _RECENT), 1)
+        # What a question asks back is found by the whole of it.
+        recent = self.evict if self.retrieval else self.evict // 2
+        self._recent = max(min(recent, _RECENT), 1)
         needed = self.sinks + self._recent + self.evict + 1 + self.reserved
         if needed > cache.n_ctx:
             raise UsageError(
