@@ -92,9 +92,9 @@ def halve(session: Session, way: Way) -> None:
     start, tokens = memory.sinks, len(cache.tokens)
     cells = tokens // 2
     end = tokens - min(way.recent, cells - start)
-    found = memory._scores()[: end - start]
+    scores, own = memory._scores(memory._sum(start, tokens))
     stays = cells - start - (tokens - end)
-    chosen = np.sort(np.argsort(-found, kind="stable")[:stays])
+    chosen = np.sort(np.argsort(-scores[: end - start], kind="stable")[:stays])
     memory.gone.add(start, cache.tokens[start:end])
     if way.closed:
         cache.condense(start, end, 0, chosen)
@@ -104,7 +104,7 @@ def halve(session: Session, way: Way) -> None:
         for place in np.flatnonzero(leaves).tolist():
             cache.remove(start + place, start + place + 1)
         del cache.tokens[start:end], cache.positions[start:end]
-    memory.selected = len(chosen)
+    memory.scores, memory.own = scores[chosen], own[chosen]
 
 
 def read(records: Path) -> list[dict]:

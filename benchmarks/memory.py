@@ -22,6 +22,8 @@ python benchmarks/memory.py paraphrases MODEL.gguf TEXT
     landmark and the whole cache, asked in other words than the text's
 python benchmarks/memory.py halves MODEL.gguf TEXT --records FILE
     a half of a text, chosen in eleven ways: answers, and perplexity of what follows
+python benchmarks/memory.py pieces MODEL.gguf TEXT --records FILE [--part 0.25] [--ways NAME ...]
+    compress: a text chosen from once, and again and again, in thirteen ways
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from generate import random_llama
 from halves import halves
 from million import million, resident
 from paraphrases import paraphrases
+from pieces import pieces
 from policies import policies
 
 from ggext.checkpoint.named import DEMO_MODEL
@@ -478,6 +481,14 @@ def main() -> None:
     one.add_argument("--length", type=int, default=1536)
     one.add_argument("--texts", nargs="*", type=int, default=[*range(10)])
     one.add_argument("--records", type=Path, required=True)
+    one = commands.add_parser("pieces")
+    one.add_argument("path", type=Path)
+    one.add_argument("book", type=Path)
+    one.add_argument("--length", type=int, default=2048)
+    one.add_argument("--part", type=float, default=0.25)
+    one.add_argument("--texts", nargs="*", type=int, default=[0, 1, 2, 3])
+    one.add_argument("--ways", nargs="*", default=[])
+    one.add_argument("--records", type=Path, required=True)
     arguments = vars(parser.parse_args())
     {
         "needles": needle_texts,
@@ -490,6 +501,7 @@ def main() -> None:
         "million": million,
         "policies": policies,
         "halves": halves,
+        "pieces": pieces,
         "paraphrases": paraphrases,
     }[arguments.pop("command")](**arguments)
 

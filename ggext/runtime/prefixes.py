@@ -205,7 +205,10 @@ class Prefixes(Closing):
             return False
         stays, here = reusable(cache.tokens, memory.gone, prompt)
         back, there = self._like(cache, prompt, repeatable=repeatable)
-        lost = len(cache.tokens) - max(stays, self._kept_of(cache.tokens, memory.gone))
+        known = max(stays, self._kept_of(cache.tokens, memory.gone))
+        lost = len(cache.tokens) - known
+        if known <= memory.gone.start:  # what left the context would be read again too
+            lost += memory.gone.count
         leaves = worth(lost, len(cache.tokens)) and self._has_room(cache.cells.size)
         if leaves and (copy := copied(cache, memory)) is not None:
             self._keep(copy)

@@ -209,7 +209,7 @@ def test_what_is_read_anew_is_a_fresh_evaluation_of_what_stays(
     [
         ("landmark", None, 4 + 48 + 16 + 16),
         ("compress", None, 4 + 16 + 8 + 1),
-        ("compress", "kept", 4 + 16 + 8 + 1 + 48),
+        ("compress", "kept", 4 + 16 + 16 + 1 + 48),
     ],
 )
 def test_the_smallest_contexts_hold_a_text_of_any_length(

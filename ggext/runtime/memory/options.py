@@ -29,7 +29,7 @@ class MemoryOptions:
     when_full: WhenFull = "stop"
     # The first tokens, which never leave.
     sinks: int = 4
-    # Tokens that leave at once; None: a quarter of the window.
+    # Tokens that leave at once; None: a quarter of the window, of compress an eighth.
     evict: int | None = None
     # What becomes of tokens that leave (landmark, compress); None: landmark keeps them, for a
     # question to bring passages back, compress drops them.
@@ -52,7 +52,10 @@ class MemoryOptions:
         """What two sessions must have in common for one to go on with the window of the other."""
         back = self.retrieved or "a part"
         kept = f", {back} back" if self.brings_back else ""
-        return f"{self.when_full}, {self.sinks} sinks, {self.evict or 'a quarter'} at once{kept}"
+        part = "an eighth" if self.when_full == "compress" else "a quarter"
+        return (
+            f"{self.when_full}, {self.sinks} sinks, {self.evict or part} at once{kept}"
+        )
 
     @property
     def leaves_as(self) -> Evicted:

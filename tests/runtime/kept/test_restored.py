@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,54 @@ def test_a_text_that_left_the_context_goes_on_where_it_was(
     assert (
         second.evaluate([*text[:700], 5]).reused == 4
     )  # what left is known again, and that this is another text
+
+
+def test_compress_goes_on_choosing_as_it_would_have(
+    tmp_path: Path, open_session: Open
+) -> None:
+    """By the keys of all that was read, which are not in the cache any more."""
+    from ggext.runtime import store
+    from ggext.runtime.memory.compress import Compress
+
+    first, second = (open_session(**streaming("compress")) for _ in range(2))
+    first.evaluate(TEXT[:900])
+    store.save(tmp_path / "kv.bin", first, KEY)
+    store.restore(tmp_path / "kv.bin", second, KEY)
+    for length in (900, 1300):
+        memories = []
+        for session in (first, second):
+            session.evaluate(TEXT[:length])
+            assert isinstance(session.memory, Compress)
+            memories.append(session.memory)
+        for name in ("scores", "own", "total"):
+            one, other = (getattr(memory, name) for memory in memories)
+            assert one.size > 0
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda block: block[:-8],
+        lambda block: block + bytes(8),
+        lambda block: np.float64(np.nan).tobytes() + block[8:],
+        lambda block: block[:-8] + np.float64(np.inf).tobytes(),
+        lambda block: block[:-8] + np.float64(1e300).tobytes(),
+        lambda _: b"",
+    ],
+    ids=["short", "long", "nan", "infinite", "huge", "empty"],
+)
+def test_compress_takes_no_sums_that_cannot_be(
+    open_session: Open, damage: Callable[[bytes], bytes]
+) -> None:
+    from ggext.errors import ModelError
+
+    session = open_session(**streaming("compress"))
+    session.evaluate(TEXT[:900])
+    (block,) = session.memory.blocks_outside()
+    session.memory.resume(session.memory.account(), [memoryview(block)])
+    with pytest.raises(ModelError, match="what it tells of the keys that were read"):
+        session.memory.resume(session.memory.account(), [memoryview(damage(block))])
 
 
 def test_what_left_is_known_however_it_left() -> None:

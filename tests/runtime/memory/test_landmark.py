@@ -67,7 +67,7 @@ def test_passages_are_read_in_front_of_the_question(
 ) -> None:
     """The logits are those of a cache that has the cells in front of the passages, the passages,
     and the question."""
-    made = options(policy, kv_type="f32", evicted="kept", **SMALL)
+    made = options(policy, kv_type="f32", evicted="kept", evict=48, **SMALL)
     with Session(model, made) as session, Session(model, made) as other:
         # The last batch holds the whole question.
         session.evaluate(text[:610])
