@@ -123,12 +123,13 @@ def test_a_text_that_left_its_context_comes_back_with_what_windows_forgot(
         assert same(session, fresh)
 
 
-def test_a_text_in_a_small_cache_is_read_again_where_the_policy_is_chosen(
+def test_a_long_text_gets_landmark_in_a_small_cache_where_the_policy_is_chosen(
     model: Model,
 ) -> None:
     session, chosen = open_session(model, options(n_ctx=512), Prefixes(), 5000)
     with session:
-        assert chosen.policy == session.options.memory.when_full == "recompute"
+        assert chosen.policy == session.options.memory.when_full == "landmark"
+        assert session.cache.cells.small
         session.evaluate(TEXT)
         assert session.dropped > 1000
 
