@@ -49,6 +49,13 @@ def _require_shared(*paths: str) -> None:
             )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any fixture: one of the module may read what is absent."""
+    for mark in item.iter_markers("shared"):
+        _require_shared(*mark.args)
+
+
 _FOLDERS = {
     "XDG_CACHE_HOME": ".cache",
     "XDG_CONFIG_HOME": ".config",
@@ -74,16 +81,12 @@ def _isolated_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 
 @pytest.fixture(autouse=True)
-def _isolated_user(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
+def _isolated_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test runs as a user who has never run anything; the real one's files stay untouched."""
     _at_home(tmp_path / "home", monkeypatch)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for variable in ("HF_TOKEN", "NO_COLOR", "FORCE_COLOR", "COLUMNS"):
         monkeypatch.delenv(variable, raising=False)
-    for mark in request.node.iter_markers("shared"):
-        _require_shared(*mark.args)
 
 
 @pytest.fixture
