@@ -1,13 +1,14 @@
 """How fast whole texts are read, next to a loop over llama_decode with the best settings for each.
 
-    python benchmarks/whole_texts.py SHAPE ... [--types q4_0 f16] [--busy 1] [--layers 4]
+    python benchmarks/whole_texts.py SHAPE ... [--types q4_0 f16] [--busy 1] [--layers 8]
     [--rounds 5]
 
 SHAPE: one of `shaped_model.SHAPES`, with random weights, made here; fewer layers leave each
-operation as it is. ggext: a session as it is by default, in a context as long as the text; whether
-that has flash attention is what `ggext doctor --measure` kept for this processor. The loop reads
-512 tokens at once, without flash attention and with it, by as many threads as there are cores.
-``--busy``: so many other programs compute meanwhile.
+operation as it is, but a model of under 20 million parameters would be read by one thread. ggext: a
+session as it is by default, in a context as long as the text; whether that has flash attention is
+what `ggext doctor --measure` kept for this processor. The loop reads 512 tokens at once, without
+flash attention and with it, by as many threads as there are cores. ``--busy``: so many other
+programs compute meanwhile.
 
 Timed are 512 tokens after so many that are cached (copies of some; f16), in rounds in which all
 take turns. The time of a text is the sum over its tokens, the time of a token between two depths
@@ -104,7 +105,7 @@ def main() -> None:
     parser.add_argument("shapes", nargs="+", choices=SHAPES)
     parser.add_argument("--types", nargs="+", choices=TYPES, default=["q4_0"])
     parser.add_argument("--longest", type=int, default=LENGTHS[-1])
-    for name, value in (("busy", 0), ("layers", 4), ("rounds", 5)):
+    for name, value in (("busy", 0), ("layers", 8), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
     print(f"{os.cpu_count()} CPUs, {args.busy} of them busy, {args.layers} layers")
