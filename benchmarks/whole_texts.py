@@ -19,18 +19,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from shaped_model import SHAPES, TYPES, with_layers, write_shaped
 
-from ggext.doctor.reading import DEPTHS, LENGTHS, Reader, in_turn, text_seconds
+from ggext.doctor.reading import DEPTHS, LENGTHS, text_seconds, token_times
 from ggext.footprint.defaults import physical_cores
 from ggext.runtime.engine import Model, Session, SessionOptions
 
@@ -55,25 +54,16 @@ def busy(count: int) -> Iterator[None]:
             program.wait()
 
 
-def token_times(model: Model, depths: list[int], rounds: int) -> list[dict[int, float]]:
+def four_times(model: Model, depths: list[int], rounds: int) -> list[dict[int, float]]:
     """Of ggext without flash attention and with it, and of the loop: depth → seconds a token."""
     loop = SessionOptions(threads=physical_cores(), n_batch=512)
-    options = [
+    ways = [
         replace(each, flash_attention=flash)
         for each in (SessionOptions(), loop)
         for flash in (False, True)
     ]
-    times: list[dict[int, float]] = [{} for _ in options]
-    with ExitStack() as stack:
-        readers = [
-            stack.enter_context(Reader(model, each, depths[-1])) for each in options
-        ]
-        for depth in depths:
-            for reader in readers:
-                reader.fill(depth)
-            for way, each in zip(times, in_turn(readers, rounds), strict=True):
-                way[depth] = statistics.median(each)
-    return times
+    times = dict(token_times(model, ways, depths, rounds))
+    return [{depth: each[way] for depth, each in times.items()} for way in range(4)]
 
 
 def chosen(model: Model, length: int) -> bool:
@@ -84,7 +74,7 @@ def chosen(model: Model, length: int) -> bool:
 
 def table(model: Model, longest: int, rounds: int) -> Iterator[str]:
     depths = [depth for depth in DEPTHS if depth < longest]
-    times = token_times(model, depths, rounds)
+    times = four_times(model, depths, rounds)
     yield from _HEADS
     for length in LENGTHS:
         if length > longest:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,37 +88,37 @@ def measure(shape: Shape, depths: Sequence[int], rounds: int) -> dict[int, float
     with tempfile.TemporaryDirectory() as folder:
         path = write_shaped(Path(folder, "shaped.gguf"), shape, "q4_0")
         with Model.open(path) as model:
-            options = SessionOptions(threads=physical_cores())
-            times = both_times(model, options, depths, rounds)
-    on, off = ({depth: pair[way] for depth, pair in times.items()} for way in (0, 1))
+            ways = [
+                SessionOptions(threads=physical_cores(), flash_attention=with_flash)
+                for with_flash in (True, False)
+            ]
+            on: dict[int, float] = {}
+            off: dict[int, float] = {}
+            with closing(token_times(model, ways, depths, rounds)) as timed:
+                for depth, (with_flash, without) in timed:
+                    on[depth], off[depth] = with_flash, without
+                    if with_flash > _HOPELESS * without:
+                        break
     return {
         length: text_seconds(on, length) / text_seconds(off, length)
         for length in LENGTHS
-        if length <= max(times) + _READ
+        if length <= max(on) + _READ
     }
 
 
-def both_times(
-    model: Model, options: SessionOptions, depths: Sequence[int], rounds: int
-) -> dict[int, tuple[float, float]]:
-    """Depth → seconds to read a token after so many, with flash attention and without."""
-    times: dict[int, tuple[float, float]] = {}
-    ways = [
-        replace(options, flash_attention=with_flash) for with_flash in (True, False)
-    ]
-    with (
-        Reader(model, ways[0], depths[-1]) as on,
-        Reader(model, ways[1], depths[-1]) as off,
-    ):
+def token_times(
+    model: Model, ways: Sequence[SessionOptions], depths: Sequence[int], rounds: int
+) -> Generator[tuple[int, list[float]], None, None]:
+    """Each depth, and the seconds in each way to read a token after so many: medians of rounds in
+    which all take turns."""
+    with ExitStack() as stack:
+        readers = [
+            stack.enter_context(Reader(model, options, depths[-1])) for options in ways
+        ]
         for depth in depths:
-            for reader in (on, off):
+            for reader in readers:
                 reader.fill(depth)
-            timed = in_turn((on, off), rounds)
-            with_flash, without = map(statistics.median, timed)
-            times[depth] = with_flash, without
-            if with_flash > _HOPELESS * without:
-                break
-    return times
+            yield depth, [*map(statistics.median, in_turn(readers, rounds))]
 
 
 def in_turn(readers: Sequence[Reader], rounds: int) -> list[list[float]]:
@@ -133,8 +134,8 @@ def in_turn(readers: Sequence[Reader], rounds: int) -> list[list[float]]:
 
 
 def text_seconds(times: Mapping[int, float], length: int) -> float:
-    """Seconds to read a text of so many tokens. ``times``: as `both_times` has them, of one way.
-    Between the depths the time of a token grows evenly with what it attends to."""
+    """Seconds to read a text of so many tokens. ``times``: depth → seconds to read a token after
+    so many. Between the depths the time of a token grows evenly with what it attends to."""
     import numpy as np
 
     middles = [depth + _READ / 2 for depth in times]

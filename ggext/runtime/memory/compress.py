@@ -108,8 +108,7 @@ class Compress(Memory):
 
         cache = self.cache
         start = self.sinks
-        recent = max(self._recent, min(self._in_window, cells // _PART))
-        end = max(len(cache.tokens) - recent, start)
+        end = max(len(cache.tokens) - self._recent_of(cells), start)
         stays = max(cells - start - (len(cache.tokens) - end), 0)
         if self.selected + end - start <= stays:
             return
@@ -141,10 +140,13 @@ class Compress(Memory):
             self._make_room_for(len(tokens) + min(ANSWER, self.size // 4))
         return self.retrieval.read(tokens, remaining)
 
+    def _recent_of(self, cells: int) -> int:
+        """The most recent tokens, which stay among so many cells."""
+        return max(self._recent, min(self._in_window, cells // _PART))
+
     def _make_room_for(self, count: int) -> None:
         """For so many tokens, or as many as there can be next to the first and the most recent."""
-        recent = max(self._recent, min(self._in_window, self.size // _PART))
-        count = min(count, self.size - self.sinks - recent)
+        count = min(count, self.size - self.sinks - self._recent_of(self.size))
         if len(self.cache.tokens) + self.selected + count > self.size:
             self.reduce(self.size - count)
 
