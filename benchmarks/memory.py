@@ -1,6 +1,7 @@
 """What the policies for a full context cost and keep, at an equal cache, and how they hold out.
 
-python benchmarks/memory.py needles MODEL.gguf TEXT [--length 2048] [--texts 12] [--threads 1]
+python benchmarks/memory.py needles MODEL.gguf TEXT [--length 2048] [--texts 0 1 2 ...]
+    [--questions 5] [--records FILE] [--threads 1]
     a real model: needles in a book, several questions asked of the same cache
 python benchmarks/memory.py follows MODEL.gguf TEXT [--length 1536] [--texts 6]
     a real model: perplexity of what follows a text that was compressed
@@ -29,7 +30,6 @@ python benchmarks/memory.py pieces MODEL.gguf TEXT --records FILE [--part 0.25] 
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import random
 import statistics
@@ -38,12 +38,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import cast, get_args
+from typing import get_args
 
 import numpy as np
 from generate import random_llama
 from halves import halves
 from million import million, resident
+from needles import needles
 from paraphrases import paraphrases
 from pieces import pieces
 from policies import policies
@@ -52,20 +53,14 @@ from ggext.checkpoint.named import DEMO_MODEL
 from ggext.convert import ConvertOptions, convert
 from ggext.data import demo_language as language
 from ggext.footprint.cache import Swa
-from ggext.quality import tasks
-from ggext.quality.needles import ask
 from ggext.quality.perplexity import nll
-from ggext.quality.prompts import PromptMaker
-from ggext.quality.samples import Sample
-from ggext.quality.statistics import share as share_of
-from ggext.quality.texts import filler_of, read_text
+from ggext.quality.texts import read_text
 from ggext.rope.scaling import RopeScaling
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions
 from ggext.runtime.likelihood import scores
 from ggext.runtime.memory import WhenFull
 from ggext.runtime.memory.gone import Gone
 from ggext.runtime.regimes import DynamicNtk
-from ggext.runtime.reuse import common_prefix_length
 
 #: Of Student's distribution, for the mean of so many.
 T_95 = {4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}
@@ -73,7 +68,7 @@ GREEDY = Sampling(temperature=0)
 TEXT_TOKENS = 1500
 
 
-def needles(count: int) -> Iterator[language.RecallSample]:
+def recall_samples(count: int) -> Iterator[language.RecallSample]:
     rng = random.Random("needles")
     for _ in range(count):
         facts = language.facts(rng, language.RECALL_FACTS)
@@ -81,116 +76,6 @@ def needles(count: int) -> Iterator[language.RecallSample]:
         text = language.document(rng, facts, TEXT_TOKENS)
         yield language.RecallSample(
             text, language.question(fact.key), language.answer(fact.key, fact.place)
-        )
-
-
-def needle_texts(
-    path: Path,
-    book: Path,
-    length: int,
-    texts: int,
-    threads: int,
-    shares: list[float],
-    policies: list[str],
-    outside: list[float],
-    swa: Swa,
-) -> None:
-    """Each text is read once, and asked of the whole cache and of each of its ``shares``,
-    compressed from the same reading; of those in ``outside`` a half is for passages.
-    ``policies``, such as landmark:0.25, read it again, into so many cells. ``swa``: what layers
-    with a sliding window keep."""
-    sentences = filler_of([read_text(book)])
-    right: dict[str, list[float]] = {}
-    with Model.open(path, 0) as model:
-        prompts = PromptMaker(model)
-        source = tasks.Source(prompts.count, lambda rng: from_anywhere(sentences, rng))
-        for number in range(texts):
-            sample = tasks.make(
-                "multikey", source, length, random.Random(1000 + number)
-            )
-            for name, scores in answer_scores(
-                model, prompts, sample, length, threads, shares, policies, outside, swa
-            ):
-                right.setdefault(name, []).extend(scores)
-            table(length, right)
-
-
-def answer_scores(
-    model: Model,
-    prompts: PromptMaker,
-    sample: Sample,
-    length: int,
-    threads: int,
-    shares: list[float],
-    policies: list[str],
-    outside: list[float],
-    swa: Swa,
-) -> Iterator[tuple[str, list[float]]]:
-    options = SessionOptions(
-        n_ctx=length + 64,
-        threads=threads,
-        memory=MemoryOptions("compress"),
-        swa=swa,
-    )
-    with Session(model, options) as session:
-        yield "stop:1", [one.score for one in ask(session, prompts, sample)]
-        first, second = (
-            prompts.prompt(sample.body, question) for question in sample.questions[:2]
-        )
-        session.evaluate(first[: common_prefix_length(first, second)])
-        tokens, whole = session.tokens, session.snapshot()
-        for share in shares:
-            session.restore(tokens, whole, [*range(len(tokens))], Gone())
-            session.compress(share)
-            yield (
-                f"compress:{share}",
-                [one.score for one in ask(session, prompts, sample)],
-            )
-    for share in outside:
-        cells = int(share * len(tokens))
-        memory = MemoryOptions(
-            "compress", evict=128, retrieved=cells // 2, evicted="kept"
-        )
-        options = SessionOptions(
-            n_ctx=length + 64 + cells // 2, threads=threads, memory=memory, swa=swa
-        )
-        with Session(model, options) as session:
-            session.restore(tokens, whole, [*range(len(tokens))], Gone())
-            session.compress((cells - cells // 2) / len(tokens))
-            yield (
-                f"compress, half for passages:{share}",
-                [one.score for one in ask(session, prompts, sample)],
-            )
-    for name in policies:
-        policy, share = name.split(":")
-        cells = math.ceil(float(share) * length)
-        memory = MemoryOptions(cast("WhenFull", policy))
-        options = SessionOptions(n_ctx=cells, threads=threads, memory=memory, swa=swa)
-        with Session(model, options) as session:
-            yield (
-                f"{policy}, read so:{share}",
-                [one.score for one in ask(session, prompts, sample)],
-            )
-
-
-def from_anywhere(sentences: tuple[str, ...], rng: random.Random) -> Iterator[str]:
-    """The book from a place in it on, and again from its beginning."""
-    start = rng.randrange(len(sentences))
-    return itertools.chain(sentences[start:], itertools.cycle(sentences))
-
-
-def table(length: int, right: dict[str, list[float]]) -> None:
-    print(
-        f"\ntexts of {length:,} tokens\n\n| policy | cells | right | 95 % |\n|---|---|---|---|"
-    )
-    for name, answers in right.items():
-        policy, share = name.split(":")
-        texts = [i // tasks.DEPTHS for i in range(len(answers))]  # a cluster each
-        found = share_of(answers, texts)
-        print(
-            f"| {policy} | {math.ceil(float(share) * length):,} | {sum(answers):.0f} of "
-            f"{len(answers)} | {100 * found.low:.0f} to {100 * found.high:.0f} % |",
-            flush=True,
         )
 
 
@@ -339,7 +224,7 @@ def ntk(texts: int) -> None:
         with Model.open(path) as model:
             prompts = [
                 f"{language.BOS}{language.USER}{sample.document}"
-                for sample in needles(texts)
+                for sample in recall_samples(texts)
             ]
             ids = [
                 model.tokenize(text, add_special=False, parse_special=True)[:1000]
@@ -425,7 +310,9 @@ def main() -> None:
     one.add_argument("path", type=Path)
     one.add_argument("book", type=Path)
     one.add_argument("--length", type=int, default=2048)
-    one.add_argument("--texts", type=int, default=12)
+    one.add_argument("--texts", nargs="*", type=int, default=[*range(13)])
+    one.add_argument("--questions", type=int, default=5)
+    one.add_argument("--records", type=Path)
     one.add_argument("--threads", type=int, default=1)
     one.add_argument("--shares", nargs="*", type=float, default=[0.5, 0.25, 0.125])
     one.add_argument("--outside", nargs="*", type=float, default=[0.125])
@@ -491,7 +378,7 @@ def main() -> None:
     one.add_argument("--records", type=Path, required=True)
     arguments = vars(parser.parse_args())
     {
-        "needles": needle_texts,
+        "needles": needles,
         "follows": follows,
         "writing": writing,
         "book": book,
