@@ -3,7 +3,7 @@
 python benchmarks/memory.py needles MODEL.gguf TEXT [--length 2048] [--texts 0 1 2 ...]
     [--questions 5] [--records FILE] [--threads 1]
     a real model: needles in a book, several questions asked of the same cache
-python benchmarks/memory.py follows MODEL.gguf TEXT [--length 1536] [--texts 6]
+python benchmarks/memory.py follows MODEL.gguf TEXT [--length 1536] [--texts 24]
     a real model: perplexity of what follows a text that was compressed
 python benchmarks/memory.py writing MODEL.gguf [--cells 8192]
     a real model: CPU time a written token over so many cells, and over a quarter of them
@@ -54,6 +54,7 @@ from ggext.convert import ConvertOptions, convert
 from ggext.data import demo_language as language
 from ggext.footprint.cache import Swa
 from ggext.quality.perplexity import nll
+from ggext.quality.statistics import mean
 from ggext.quality.texts import read_text
 from ggext.rope.scaling import RopeScaling
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions
@@ -62,8 +63,6 @@ from ggext.runtime.memory import WhenFull
 from ggext.runtime.memory.gone import Gone
 from ggext.runtime.regimes import DynamicNtk
 
-#: Of Student's distribution, for the mean of so many.
-T_95 = {4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}
 GREEDY = Sampling(temperature=0)
 TEXT_TOKENS = 1500
 
@@ -105,12 +104,11 @@ def follows(path: Path, book: Path, length: int, texts: int) -> None:
         "| --- | --- | --- | --- |"
     )
     for share, found in losses.items():
-        apart = np.subtract(found, losses[1.0])
-        middle, wide = apart.mean(), T_95[texts] * apart.std(ddof=1) / math.sqrt(texts)
-        low, high = math.exp(middle - wide), math.exp(middle + wide)
+        apart = mean(np.subtract(found, losses[1.0]).tolist())
         print(
             f"| {int(share * length):,} | {math.exp(statistics.mean(found)):.2f} | "
-            f"{math.exp(middle):.3f} | {low:.3f} to {high:.3f} |"
+            f"{math.exp(apart.value):.3f} | {math.exp(apart.low):.3f} to "
+            f"{math.exp(apart.high):.3f} |"
         )
 
 
@@ -322,7 +320,7 @@ def main() -> None:
     one.add_argument("path", type=Path)
     one.add_argument("book", type=Path)
     one.add_argument("--length", type=int, default=1536)
-    one.add_argument("--texts", type=int, default=6, choices=T_95)
+    one.add_argument("--texts", type=int, default=24)
     one = commands.add_parser("writing")
     one.add_argument("path", type=Path)
     one.add_argument("--cells", type=int, default=8192)
