@@ -7,7 +7,6 @@ alone. One thread.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from policies import Text, from_book, is_answered, loss_after
+from records import add, read
 
 from ggext.quality.statistics import mean
 from ggext.runtime.engine import MemoryOptions, Model, Session, SessionOptions
@@ -72,9 +72,7 @@ def halves(
                         continue
                     session.restore(tokens, whole, [*range(size)], Gone())
                     record = measured(session, text, way)
-                    with records.open("a", encoding="utf-8") as file:
-                        named = {"text": number, "way": name}
-                        file.write(json.dumps(named | record) + "\n")
+                    add(records, {"text": number, "way": name} | record)
     print(table(length, read(records)))
 
 
@@ -105,12 +103,6 @@ def halve(session: Session, way: Way) -> None:
             cache.remove(start + place, start + place + 1)
         del cache.tokens[start:end], cache.positions[start:end]
     memory.scores, memory.own = scores[chosen], own[chosen]
-
-
-def read(records: Path) -> list[dict]:
-    if not records.exists():
-        return []
-    return [json.loads(line) for line in records.read_text("utf-8").splitlines()]
 
 
 def table(length: int, records: Sequence[dict]) -> str:

@@ -8,7 +8,6 @@ again: several processes may fill it, with texts of their own.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import random
 import tempfile
@@ -16,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
+
+from records import add, read
 
 from ggext.footprint.cache import Swa
 from ggext.quality import tasks
@@ -94,9 +95,7 @@ def needles(
             rng = random.Random(1000 + number)
             sample = tasks.make("multikey", source, run.length, rng)
             for way, scores in answers(model, prompts, sample, run, missing):
-                with kept.open("a", encoding="utf-8") as file:
-                    one = {"text": number, "way": way, "scores": scores}
-                    file.write(json.dumps(one) + "\n")
+                add(kept, {"text": number, "way": way, "scores": scores})
             print(table(run.length, read(kept)), flush=True)
         print(table(run.length, read(kept)))
 
@@ -148,12 +147,6 @@ def answers(
 
 def _share(way: str) -> float:
     return float(way.split(":")[1])
-
-
-def read(records: Path) -> list[dict]:
-    if not records.exists():
-        return []
-    return [json.loads(line) for line in records.read_text("utf-8").splitlines()]
 
 
 def table(length: int, records: Sequence[dict]) -> str:

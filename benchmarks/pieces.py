@@ -10,7 +10,6 @@ With ``records`` what was measured is not measured again: several processes may 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from policies import Text, from_book
+from records import add, read
 
 from ggext.quality.statistics import mean, share
 from ggext.runtime.engine import MemoryOptions, Model, Session, SessionOptions
@@ -140,9 +140,7 @@ def pieces(
                 continue
             text = from_book(model, book, length, number)
             for name, record in measured(model, text, int(part * length), rest):
-                with records.open("a", encoding="utf-8") as file:
-                    named = {"text": number, "way": name}
-                    file.write(json.dumps(named | record) + "\n")
+                add(records, {"text": number, "way": name} | record)
     print(table(length, int(part * length), read(records)))
 
 
@@ -211,12 +209,6 @@ def asked(session: Session, text: Text) -> dict[str, object]:
         losses.append(float(np.concatenate([one.nll for one in found]).mean()))
     put_back(begin, session.cache, memory)
     return {"right": right, "losses": losses, "cells": cells}
-
-
-def read(records: Path) -> list[dict]:
-    if not records.exists():
-        return []
-    return [json.loads(line) for line in records.read_text("utf-8").splitlines()]
 
 
 def table(length: int, cells: int, records: Sequence[dict]) -> str:

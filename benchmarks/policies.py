@@ -8,7 +8,6 @@ measured is kept in a file and not measured again: several processes may fill it
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import statistics
@@ -20,6 +19,7 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+from records import add, read
 
 from ggext.checkpoint.named import DEMO_MODEL
 from ggext.convert import ConvertOptions, convert
@@ -101,7 +101,7 @@ def policies(
     with tempfile.TemporaryDirectory() as folder:
         kept = records or Path(folder) / "records"
         name = path.stem if path else "embedded"
-        done = {(one.number, one.way) for one in read(kept, name)}
+        done = {(one.number, one.way) for one in of_model(kept, name)}
         if path is None:
             demo = Path(folder) / "demo.gguf"
             plain = Path(folder) / "plain.gguf"
@@ -112,7 +112,7 @@ def policies(
             measure(plain, "embedded", self_extend, None, length, texts, done, kept)
         else:
             measure(path, name, WAYS, book, length, texts, done, kept)
-        print(table(length, read(kept, name)))
+        print(table(length, of_model(kept, name)))
 
 
 def measure(
@@ -140,8 +140,7 @@ def measure(
                     )
                 cells = math.ceil(part * length) + (320 if part == 1 else 0)
                 record = measured(model, name, number, way, text, cells, memory)
-                with kept.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(asdict(record)) + "\n")
+                add(kept, asdict(record))
 
 
 def from_book(
@@ -260,11 +259,8 @@ def written(session: Session, text: Text) -> float:
     return (time.process_time() - start) / WRITTEN
 
 
-def read(records: Path, model: str) -> list[Record]:
-    if not records.exists():
-        return []
-    lines = records.read_text("utf-8").splitlines()
-    every = [Record(**json.loads(line)) for line in lines]
+def of_model(records: Path, model: str) -> list[Record]:
+    every = [Record(**one) for one in read(records)]
     return [one for one in every if one.model == model]
 
 

@@ -161,12 +161,10 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
     n_batch = min(n_batch, n_ctx)
     flash = _flash_attention(model, options, room, n_ctx)
     whole, more = _whole_windows(model, options, n_ctx, n_batch, choices.sequences)
-    batches = _batches(
-        options, threads, room, Context(n_ctx, n_batch, options.kv_type, flash, whole)
-    )
+    context = Context(n_ctx, n_batch, options.kv_type, flash, whole, choices.sequences)
     return Plan(
         n_ctx,
-        batches,
+        _batches(options, threads, room, context),
         thread_counts(options.threads, threads, flash, model.loading_began),
         flash,
         whole,
