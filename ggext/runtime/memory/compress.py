@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 #: Tokens over which a score is averaged. SmolLM2, needles in a book, a quarter of 2,048 tokens:
 #: benchmarks/results/memory.md.
-_NEIGHBOURS = 9
-#: The most recent tokens stay, so many at the least where there is room: a question that is being
-#: read.
+_NEIGHBOURS = 7
+#: The most recent tokens stay, so many at most: a question that is being read. More of them would
+#: help what follows and cost answers: benchmarks/results/memory.md.
 _RECENT = 64
 #: Of the cells that stay those of a small window take one of so many at most.
 _PART = 3
@@ -142,12 +142,8 @@ class Compress(Memory):
         return self.retrieval.read(tokens, remaining)
 
     def _recent_of(self, cells: int) -> int:
-        """The most recent tokens, which stay among so many cells. They have the share of the cells
-        that the cells have of the text, a half at most: where much stays, the most recent tokens
-        are what helps a text to go on, and where little does, the facts need the room."""
-        text = self.gone.count + len(self.cache.tokens)
-        share = min(cells * cells // text, cells // 2)
-        return max(self._recent, share, min(self._in_window, cells // _PART))
+        """The most recent tokens, which stay among so many cells."""
+        return max(self._recent, min(self._in_window, cells // _PART))
 
     def _make_room_for(self, count: int) -> None:
         """For so many tokens, or as many as there can be next to the first and the most recent."""
