@@ -22,7 +22,7 @@ from records import add, read
 from ggext.quality.statistics import mean, share
 from ggext.runtime.engine import MemoryOptions, Model, Session, SessionOptions
 from ggext.runtime.likelihood import scores
-from ggext.runtime.memory.compress import _NEIGHBOURS, Compress, _smoothed
+from ggext.runtime.memory.compress import Compress, _smoothed
 from ggext.runtime.prefixes import copied, put_back
 
 if TYPE_CHECKING:
@@ -96,12 +96,12 @@ class Tried(Compress):
             sums = self._sum(self.sinks, end)
         if way.neighbours == "now":
             own = self._unlike(sums)
-            return _smoothed(own, _NEIGHBOURS), own
+            return _smoothed(own), own
         if not way.first_score:
             return super()._scores(sums)
         new = self._unlike(sums)[self.selected :]
         pieces = np.concatenate([self.own, np.full(len(new), self.gone.count)])
-        values = np.concatenate([self.scores, _smoothed(new, _NEIGHBOURS)])
+        values = np.concatenate([self.scores, _smoothed(new)])
         if way.shares:
             values = self._ranks(values, pieces, self.gone.count + len(new))
         return values, pieces

@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from ggext.runtime.cache import Cache
     from ggext.runtime.memory.options import MemoryOptions
 
-#: Tokens over which a score is averaged. SmolLM2, needles in a book, a quarter of 2,048 tokens:
-#: benchmarks/results/memory.md.
-_NEIGHBOURS = 7
+#: A score is averaged over neighbours that weigh less the farther they are, as a normal distribution
+#: with this standard deviation in tokens: as wide as nine that weigh the same, which drown facts of
+#: six tokens. benchmarks/results/memory.md.
+_DEVIATION = 2.5
 #: The most recent tokens stay, so many at most: a question that is being read. More of them would
 #: help what follows and cost answers: benchmarks/results/memory.md.
 _RECENT = 64
@@ -251,8 +252,8 @@ class Compress(Memory):
         own = self._unlike(sums)
         before, new = np.split(own, [self.selected])
         # The mean has moved much the same way for what was read at the same time.
-        change = _smoothed(before - self.own, _NEIGHBOURS)
-        first = _smoothed(new, _NEIGHBOURS)
+        change = _smoothed(before - self.own)
+        first = _smoothed(new)
         return np.concatenate([self.scores + change, first]), own
 
     def _unlike(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -294,14 +295,16 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return unit
 
 
-def _smoothed(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    """Means over `width` neighbours each, the ends repeated."""
+def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means over neighbours, the ends repeated."""
     import numpy as np
 
     if not len(values):
         return values
-    around = np.pad(values, width // 2, mode="edge")
+    far = math.ceil(3 * _DEVIATION)
+    weights = np.exp(-0.5 * (np.arange(-far, far + 1) / _DEVIATION) ** 2)
+    around = np.pad(values, far, mode="edge")
     means: NDArray[np.float64] = np.convolve(
-        around, np.full(width, 1 / width), mode="valid"
+        around, weights / weights.sum(), mode="valid"
     )
     return means

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -58,10 +59,14 @@ def sums_of(layers: list[np.ndarray]) -> list[np.ndarray]:
     ]
 
 
-def over_seven(each: np.ndarray) -> np.ndarray:
-    """Means over seven neighbours, the ends repeated."""
-    wide = np.r_[[each[0]] * 3, each, [each[-1]] * 3]
-    return np.array([np.mean(wide[i : i + 7]) for i in range(len(each))])
+def smoothed(each: np.ndarray) -> np.ndarray:
+    """Weighted means over eight neighbours on each side, the ends repeated; a normal distribution's
+    weights with a standard deviation of 2.5 tokens."""
+    wide = np.r_[[each[0]] * 8, each, [each[-1]] * 8]
+    weights = [math.exp(-(far**2) / 12.5) for far in range(-8, 9)]
+    return np.array(
+        [np.dot(weights, wide[i : i + 17]) / sum(weights) for i in range(len(each))]
+    )
 
 
 def highest(scores: np.ndarray, count: int) -> np.ndarray:
@@ -81,7 +86,7 @@ def test_compress_keeps_whole_tokens_that_stand_out(
         assert (len(session.tokens), memory.selected, session.dropped) == (20, 204, 236)
         assert session.cache.positions == [*range(4), *range(208, 224)]
         keys = rotation.upright(before)
-        chosen = highest(over_seven(unlike(keys, sums_of(keys)))[:236], 204)
+        chosen = highest(smoothed(unlike(keys, sums_of(keys)))[:236], 204)
         after = session.cache.take(4, 224)
         assert after.positions.tolist() == [*range(4, 224)]
         assert_same_cells(rotation, before.cells(np.r_[chosen, 236:252]), after)
@@ -114,12 +119,12 @@ def test_a_second_choice_is_made_among_all_that_was_read(
         after = session.cache.take(4, 192)
 
         own = unlike(first, sums_of(first))
-        chosen = highest(over_seven(own)[:220], 156)
+        chosen = highest(smoothed(own)[:220], 156)
         new = sums_of([layer[-64:] for layer in keys])
         everything = [a + b for a, b in zip(sums_of(first), new, strict=True)]
         now = unlike(keys, everything)
-        moved = over_seven(now[:156] - own[chosen])
-        scores = np.r_[over_seven(own)[chosen] + moved, over_seven(now[156:])]
+        moved = smoothed(now[:156] - own[chosen])
+        scores = np.r_[smoothed(own)[chosen] + moved, smoothed(now[156:])]
         stay = np.r_[highest(scores[:220], 156), 220:252]
         assert_same_cells(rotation, second.cells(stay), after)
 
