@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from ggext.runtime.cache import Cache
     from ggext.runtime.memory.options import MemoryOptions
 
-#: A score is averaged over neighbours that weigh less the farther they are, as a normal distribution
-#: with this standard deviation in tokens: as wide as nine that weigh the same, which drown facts of
-#: six tokens. benchmarks/results/memory.md.
+#: A score is averaged over neighbours that weigh less the farther they are, as in a normal
+#: distribution with this standard deviation in tokens: as wide as nine that weigh the same, which
+#: drown facts of six tokens. benchmarks/results/memory.md.
 _DEVIATION = 2.5
 #: The most recent tokens stay, so many at most: a question that is being read. More of them would
 #: help what follows and cost answers: benchmarks/results/memory.md.
