@@ -5,8 +5,9 @@
 
 SHAPE: one of `shaped_model.SHAPES`, with random weights, made here; fewer layers leave each
 operation as it is, but a model of under 20 million parameters would be read by one thread. ggext: a
-session as it is by default, in a context as long as the text; whether that has flash attention is
-what `ggext doctor --measure` kept for this processor. The loop reads 512 tokens at once, without
+session as it is by default, in a context as long as the longest text (a shorter one may have larger
+batches); whether a context as long as the text has flash attention is what `ggext doctor --measure`
+kept for this processor. The loop reads 512 tokens at once, without
 flash attention and with it, by as many threads as there are cores. ``--busy``: so many other
 programs compute meanwhile.
 
