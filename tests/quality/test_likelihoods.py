@@ -32,8 +32,9 @@ class TestWithModels:
             whole = nll(session, tokens)
             assert len(whole) == 399
             for first in (2, 100, 397, 400):
+                # Other batches round otherwise, by 0.0014 with AVX2; another token is nats away.
                 assert nll(session, tokens, first) == pytest.approx(
-                    whole[first - 1 :], abs=1e-3
+                    whole[first - 1 :], abs=5e-3
                 )
             with pytest.raises(UsageError, match="first is 0"):
                 nll(session, tokens, 0)
